@@ -1,0 +1,1 @@
+"""Sfumato: images, video and 3D with diffusion and flow models."""

@@ -1,0 +1,1 @@
+"""Requests, jobs, command line: the edge where names are strings."""

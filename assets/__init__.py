@@ -1,0 +1,1 @@
+"""Weights, recipes and the Still Life world."""

@@ -1,0 +1,1 @@
+"""The denoiser algebra, the model families and the image tasks."""

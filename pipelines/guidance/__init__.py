@@ -1,0 +1,1 @@
+"""Guidance: how several evaluations of the network become one prediction."""

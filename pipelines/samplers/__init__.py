@@ -1,0 +1,1 @@
+"""Samplers: one pure step each, from time t to the cleaner time u."""

@@ -1,0 +1,1 @@
+"""Schedules: the falling times that a sampler steps through."""

@@ -1,0 +1,1 @@
+"""Wraps: a prediction around a prediction, within one step."""

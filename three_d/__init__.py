@@ -1,0 +1,1 @@
+"""Cameras, representations, score distillation and the 3D tasks."""

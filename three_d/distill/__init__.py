@@ -1,0 +1,1 @@
+"""Score distillation: gradients for anything that renders to a latent."""

@@ -1,0 +1,1 @@
+"""Wraps that act along the time axis."""

@@ -27,7 +27,9 @@ class Path:
     """A probability path x_t = alpha(t) x0 + sigma(t) eps.
 
     `time_of(lam)` inverts lam(t) = log(alpha(t) / sigma(t)), the half-log-SNR; `start` is the noisiest time and `end`
-    the cleanest (alpha = 1, sigma = 0 unless the family's training says otherwise).
+    the cleanest (alpha = 1, sigma = 0 unless the family's training says otherwise). `last` is the cleanest time the
+    network was trained at: a schedule that cannot reach sigma = 0 by its own formula stops there and jumps to `end`.
+    `grid` is the number of discrete training steps N, where step k has t = (k + 1) / N; None on continuous paths.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Path:
     time_of: Callable[[float], float]
     start: float = 1.0
     end: float = 0.0
+    last: float = 1e-3
+    grid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ class Denoiser(Protocol):
 class Sampler(Protocol):
     """One pure step from time t to the cleaner time u."""
 
-    def __call__(self, predict: Predict, state: State, t: float, u: float, path: Path, noise: Noise) -> State: ...
+    def __call__(
+        self, predict: Predict, state: State, t: float, u: float, path: Path, noise: Noise
+    ) -> State: ...
 
 
 class Schedule(Protocol):

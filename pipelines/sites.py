@@ -1,0 +1,129 @@
+"""Named sites of a network: what a patch may change for the length of a `with` block, and leave as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The attention that was there: q, k, v [B,heads,L,D] -> [B,heads,L,D], with its own mask and scale."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Which attention is being computed."""
+
+    index: int
+    """0-based, in the order of the network's modules."""
+    name: str
+    """Dotted name of the module."""
+    kind: str
+    """self, cross (k and v from the condition), or joint (both streams in one sequence)."""
+
+
+Compute = Callable[[Layer, Tensor, Tensor, Tensor, Attend], Tensor]
+"""A replacement: (layer, q, k, v, attend) -> out."""
+
+_MISSING = object()
+_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+@contextmanager
+def swap(owner: object, name: str, value: object) -> Iterator[None]:
+    """Let owner.name be `value` inside the block. A method or class attribute is shadowed, then bare."""
+    if not hasattr(owner, name):
+        raise ValueError(f"{type(owner).__name__} has no site {name!r}")
+    registered: Mapping[str, object] = dict(owner._modules) if isinstance(owner, nn.Module) else {}
+    if name in registered and not isinstance(value, nn.Module):
+        raise ValueError(
+            f"site {name!r} of {type(owner).__name__} is a module: swap in a module, or its forward"
+        )
+    old = registered[name] if name in registered else vars(owner).get(name, _MISSING)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if name not in registered:  # a new attribute, or a plain one that a module had taken the place of
+            delattr(owner, name)
+        if old is not _MISSING:
+            setattr(owner, name, old)
+
+
+def attention_modules(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The attention modules of a diffusers network, those with a processor, in order."""
+    found = [(name, module) for name, module in net.named_modules() if hasattr(module, "processor")]
+    if not found:
+        raise ValueError(
+            f"{type(net).__name__} has no site 'attention': no module with an attention processor"
+        )
+    return found
+
+
+@contextmanager
+def attention(net: nn.Module, compute: Compute) -> Iterator[None]:
+    """Replace the attention of every layer: softmax(q k) v is computed by `compute`, projections stay.
+
+    The layers' processors stay; only their call of `scaled_dot_product_attention` is answered otherwise.
+    """
+    with ExitStack() as stack:
+        for index, (name, module) in enumerate(attention_modules(net)):
+            stack.enter_context(swap(module, "forward", _answered(module, index, name, compute)))
+        yield
+
+
+@contextmanager
+def processors(net: nn.Module, make: Callable[[Layer, Any], Any]) -> Iterator[None]:
+    """Replace every layer's processor by make(layer, processor); return the processor itself to leave it."""
+    with ExitStack() as stack:
+        for index, (name, module) in enumerate(attention_modules(net)):
+            old = module.processor
+            stack.enter_context(swap(module, "processor", make(Layer(index, name, _kind(module)), old)))
+        yield
+
+
+def _kind(module: nn.Module) -> str:
+    if vars(module).get("added_kv_proj_dim") is not None:
+        return "joint"
+    return "cross" if vars(module).get("is_cross_attention") else "self"
+
+
+def _answered(module: nn.Module, index: int, name: str, compute: Compute) -> Callable[..., Any]:
+    layer, forward = Layer(index, name, _kind(module)), module.forward
+
+    def answered(*args: Any, **kwargs: Any) -> Any:
+        with _Answer(layer, compute):
+            return forward(*args, **kwargs)
+
+    return answered
+
+
+class _Answer(TorchFunctionMode):
+    """Hands calls of scaled_dot_product_attention to `compute`, in this thread and block only."""
+
+    def __init__(self, layer: Layer, compute: Compute) -> None:
+        super().__init__()
+        self.layer = layer
+        self.compute = compute
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        named = (
+            dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
+            | kwargs
+        )
+        q, k, v = (named.pop(part) for part in ("query", "key", "value"))
+        return self.compute(self.layer, q, k, v, lambda q, k, v: func(q, k, v, **named))

@@ -1,0 +1,166 @@
+"""The parts of a checkpoint folder: networks, tokenizers, settings. Nothing is fetched or executed."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import BadWeights
+from ..weights import read_headers, read_json, weight_files
+
+BUILD_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    OSError,
+)
+"""What diffusers and transformers raise, depending on which value of a config or file is wrong."""
+
+
+class Part(NamedTuple):
+    net: nn.Module
+    files: tuple[Path, ...]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """diffusers and transformers say nothing below an error, and draw no bars, inside this block."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    before = ours.get_verbosity(), theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    ours.set_verbosity_error()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        ours.set_verbosity(before[0])
+        theirs.set_verbosity(before[1])
+        if before[2]:
+            theirs.enable_progress_bar()
+
+
+def load_part(folder: Path, part: str, kind: str, dtype: torch.dtype, device: torch.device) -> Part:
+    """One network, as "vae" of class "diffusers.AutoencoderKL": all its weights and no others."""
+    home = folder / part
+    library, _, name = kind.partition(".")
+    _check_index(folder, part, (name,))
+    config = read_json(home / "config.json")
+    if config.get("quantization_config") is not None or (home / "adapter_config.json").exists():
+        raise BadWeights(f"{home}: quantised or adapter checkpoints are not opened; use the plain weights")
+    files, variant = weight_files(home)
+    held = sum(math.prod(tensor.shape) for _, tensor in read_headers(files).values())
+    cls = getattr(importlib.import_module(library), name)
+    with quiet():
+        try:
+            _check_size(cls, config, held, home)
+            net, report = _from_pretrained(cls, home, variant, dtype)
+        except BadWeights:
+            raise
+        except BUILD_ERRORS as error:
+            reason = str(error).split(". ")[0][:300]
+            raise BadWeights(
+                f"{home}: the weights do not fit config.json ({reason}); download both again"
+            ) from error
+    for trouble in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
+        if report[trouble]:
+            raise BadWeights(_sentence(home, trouble, sorted(report[trouble], key=str)))
+    return Part(net.eval().requires_grad_(False).to(device), files)
+
+
+def _from_pretrained(cls: Any, home: Path, variant: str | None, dtype: torch.dtype) -> Any:
+    common = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "variant": variant,
+    }
+    if cls.__module__.startswith("transformers"):
+        # An explicit attention keeps a config from naming a kernel to be fetched from the Hub.
+        return cls.from_pretrained(
+            str(home), dtype=dtype, ignore_mismatched_sizes=True, attn_implementation="sdpa", **common
+        )
+    return cls.from_pretrained(str(home), torch_dtype=dtype, **common)
+
+
+def _check_size(cls: Any, config: Mapping[str, Any], held: int, home: Path) -> None:
+    """Refuse a config far larger than its files before anything of that size is allocated."""
+    with torch.device("meta"):
+        if cls.__module__.startswith("transformers"):
+            blank = cls(cls.config_class.from_dict(dict(config)))
+        else:
+            blank = cls.from_config(dict(config))
+    needed = sum(weight.numel() for weight in blank.parameters())
+    if needed > 2 * held + 1_000_000:
+        raise BadWeights(
+            f"{home}: config.json wants {needed:,} weights, the files hold {held:,}; download both again"
+        )
+
+
+def _sentence(home: Path, trouble: str, items: list[Any]) -> str:
+    if trouble == "mismatched_keys":
+        name, found, wanted = items[0]
+        return (
+            f"{home}: tensor {name} has the shape {list(found)}, config.json wants {list(wanted)}; "
+            "download both again"
+        )
+    what = {"missing_keys": "lack", "unexpected_keys": "have, beyond config.json,", "error_msgs": "report"}[
+        trouble
+    ]
+    more = f" and {len(items) - 1} more" if len(items) > 1 else ""
+    return f"{home}: the weight files {what} {items[0]}{more}; download the folder again"
+
+
+def _check_index(folder: Path, part: str, allowed: tuple[str, ...]) -> None:
+    entry = read_json(folder / "model_index.json").get(part)
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if name not in allowed:
+        raise BadWeights(
+            f"{folder}: {part} is {name!r} in model_index.json; supported is {' or '.join(allowed)}"
+        )
+    if not (folder / part).is_dir():
+        raise BadWeights(
+            f"{folder / part}: the folder is missing; the model folder is incomplete, download it again"
+        )
+
+
+def load_tokenizer(folder: Path, part: str) -> Any:
+    """Any tokenizer class of transformers itself. Code beside the files is never run."""
+    import transformers
+
+    home = folder / part
+    entry = read_json(folder / "model_index.json").get(part)
+    name = str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else ""
+    try:
+        cls: Any = getattr(transformers, name) if name.endswith(("Tokenizer", "TokenizerFast")) else None
+    except AttributeError:
+        cls = None
+    if cls is None or not issubclass(cls, transformers.PreTrainedTokenizerBase):
+        raise BadWeights(f"{home}: model_index.json names {name!r}, which is not a tokenizer of transformers")
+    if not home.is_dir():
+        raise BadWeights(f"{home}: the folder is missing; the model folder is incomplete, download it again")
+    with quiet():
+        try:
+            tokenizer = cls.from_pretrained(str(home), local_files_only=True, trust_remote_code=False)
+        except (*BUILD_ERRORS, ImportError) as error:
+            reason = str(error).split("\n")[0][:200]
+            raise BadWeights(f"{home}: the tokenizer does not open ({reason}); download it again") from error
+    if tokenizer.pad_token_id is None:
+        raise BadWeights(f"{home}: the tokenizer has no pad token; set pad_token in tokenizer_config.json")
+    return tokenizer
+
+
+def scheduler_config(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "scheduler" / "scheduler_config.json")

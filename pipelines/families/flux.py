@@ -1,0 +1,191 @@
+"""flux: FLUX.1 dev, schnell, Kontext and anything in their layout: a flow transformer over packed latents.
+
+A FluxPipeline folder: FluxTransformer2DModel, AutoencoderKL, CLIPTextModel (pooled), T5EncoderModel and two
+tokenizers of any class. Latents are unpacked [B,C,h,w] everywhere above this file; 2x2 packing happens here.
+
+Embeds: `text` [B,L,D], `pooled` [B,P], `guidance` [B] where the net was distilled for it (dev), and optional
+`context` [B,C,h,w], latents of a reference image whose tokens join the sequence (Kontext: first image id 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path as Folder
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..card import read_card
+from ..errors import BadInput, BadWeights
+from ..paths import flow
+from ..protocols import Cond, Defaults, Limits, Model, Path, Pred, Schedule
+from ..schedules.flow_shift import FlowShift
+from ._common import Checkpoint, Codec, Text, alike, named_schedule, stacked
+from ._parts import load_part, load_tokenizer, scheduler_config
+
+MOST_TOKENS = 512
+SCHEDULE = "flow-shift"
+
+
+@dataclass(frozen=True)
+class Flux:
+    """The family: recognises and loads."""
+
+    pipelines: tuple[str, ...] = ("FluxPipeline", "FluxKontextPipeline")
+
+    def recognise(self, index: Mapping[str, Any]) -> bool:
+        return index.get("_class_name") in self.pipelines
+
+    def load(self, folder: Folder, dtype: torch.dtype, device: torch.device) -> Model:
+        shift, dynamic = _shift(scheduler_config(folder), folder)
+        tokenizers = load_tokenizer(folder, "tokenizer"), load_tokenizer(folder, "tokenizer_2")
+        parts = {
+            "transformer": load_part(
+                folder, "transformer", "diffusers.FluxTransformer2DModel", dtype, device
+            ),
+            "text_encoder": load_part(folder, "text_encoder", "transformers.CLIPTextModel", dtype, device),
+            "text_encoder_2": load_part(
+                folder, "text_encoder_2", "transformers.T5EncoderModel", dtype, device
+            ),
+            "vae": load_part(folder, "vae", "diffusers.AutoencoderKL", dtype, device),
+        }
+        net, codec = parts["transformer"].net, Codec(parts["vae"].net)
+        card = read_card(folder, codec.channels)
+        if net.config.in_channels != 4 * codec.channels:
+            raise BadWeights(
+                f"{folder}: {net.config.in_channels} channels go in and the VAE makes {codec.channels}; "
+                "FLUX packs 4 cells, so extra-channel variants (Fill, Canny, Depth) are not supported"
+            )
+        pooled = Text.for_clip(tokenizers[0], parts["text_encoder"].net)
+        words = Text(tokenizers[1], min(MOST_TOKENS, int(tokenizers[1].model_max_length)))
+        defaults = card.over(_defaults(net.config.guidance_embeds, shift, dynamic))
+        guidance = torch.tensor([defaults.guidance], device=device) if net.config.guidance_embeds else None
+        encoder = _Encoder(pooled, words, parts["text_encoder"].net, parts["text_encoder_2"].net, guidance)
+        multiple = 2 * codec.factor
+
+        def schedule(width: int, height: int) -> Schedule:
+            if defaults.schedule != SCHEDULE:
+                return named_schedule(defaults.schedule)
+            return replace(shift, tokens=(width // multiple) * (height // multiple)) if dynamic else shift
+
+        return Checkpoint(
+            name=card.name or folder.name,
+            family="flux",
+            denoise=_FluxDenoiser(net, dtype),
+            limits=Limits(multiple, multiple, 4096, words.limit),
+            defaults=defaults,
+            codec=codec,
+            text=words,
+            embed=encoder,
+            schedule_for=schedule,
+            parts=parts,
+            card=card,
+        )
+
+
+def _shift(config: Mapping[str, Any], folder: Folder) -> tuple[FlowShift, bool]:
+    """How the checkpoint's scheduler pushes times towards noise, and whether that grows with the tokens."""
+    if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
+        name = config.get("_class_name")
+        raise BadWeights(f"{folder}: scheduler is {name!r}; FLUX needs FlowMatchEulerDiscreteScheduler")
+    try:
+        shift = FlowShift(
+            shift=float(config.get("shift", 1.0)),
+            base_shift=float(config.get("base_shift") or 0.5),
+            max_shift=float(config.get("max_shift") or 1.15),
+            base_tokens=int(config.get("base_image_seq_len", 256)),
+            max_tokens=int(config.get("max_image_seq_len", 4096)),
+            terminal=float(config.get("shift_terminal") or 0.0),
+        )
+    except (ValueError, TypeError) as error:
+        raise BadWeights(f"{folder}: the scheduler's settings cannot be used ({error})") from error
+    return shift, bool(config.get("use_dynamic_shifting", False))
+
+
+def _defaults(distilled: bool, shift: FlowShift, dynamic: bool) -> Defaults:
+    """Of dev, of a plain flow model, and of schnell, which alone has neither guidance nor a shift."""
+    few = not distilled and not dynamic and shift.shift == 1
+    return Defaults(1024, 1024, 4 if few else 28, 3.5 if distilled else 1.0, "ddim", SCHEDULE)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    pooled: Text
+    words: Text
+    clip: Any
+    t5: Any
+    guidance: Tensor | None
+
+    def __call__(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        embeds = {
+            "text": self.t5(self.words.ids(prompts)[0].to(self.t5.device))[0],
+            "pooled": self.clip(self.pooled.ids(prompts)[0].to(self.clip.device)).pooler_output,
+        }
+        return embeds if self.guidance is None else embeds | {"guidance": self.guidance}
+
+
+@dataclass(eq=False)
+class _FluxDenoiser:
+    net: nn.Module
+    dtype: torch.dtype
+    path: Path = field(default_factory=flow)
+
+    def __call__(self, x: Tensor, t: float, *conds: Cond) -> list[Pred]:
+        a, s = self.path.alpha(t), self.path.sigma(t)
+        found: dict[int, Pred] = {}
+        for group in alike(conds):
+            v = self._velocity(x, s, [conds[i] for i in group]).to(x.dtype)
+            for i, part in zip(group, v.chunk(len(group)), strict=True):
+                # x_t = (1 - s) x0 + s eps and v = eps - x0
+                found[i] = Pred(x - s * part, x + a * part)
+        return [found[i] for i in range(len(conds))]
+
+    def _velocity(self, x: Tensor, s: float, conds: Sequence[Cond]) -> Tensor:
+        """[len(conds) * B, C, h, w]."""
+        batch, _, height, width = x.shape
+        if height % 2 or width % 2:
+            raise BadInput(
+                "latents", f"latents of {height}x{width} cells; FLUX packs 2x2 cells, both must be even"
+            )
+        tokens = _pack(x.to(self.dtype)).repeat(len(conds), 1, 1)
+        ids, own = _positions(height, width, 0, x.device), tokens.shape[1]
+        if "context" in conds[0].embeds:
+            context = stacked(conds, "context", batch, self.dtype)
+            tokens = torch.cat([tokens, _pack(context)], dim=1)
+            ids = torch.cat([ids, _positions(context.shape[2], context.shape[3], 1, x.device)])
+        text = stacked(conds, "text", batch, self.dtype)
+        guided = "guidance" in conds[0].embeds
+        v = self.net(
+            hidden_states=tokens,
+            encoder_hidden_states=text,
+            pooled_projections=stacked(conds, "pooled", batch, self.dtype),
+            timestep=torch.full((len(tokens),), s, device=x.device, dtype=self.dtype),
+            guidance=stacked(conds, "guidance", batch, torch.float32) if guided else None,
+            img_ids=ids,
+            txt_ids=ids.new_zeros(text.shape[1], 3),
+            return_dict=False,
+        )[0]
+        return _unpack(v[:, :own], height, width)
+
+
+def _pack(x: Tensor) -> Tensor:
+    """[B,C,h,w] to tokens [B, h/2 * w/2, 4C], each a 2x2 patch, channel-major."""
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, channels * 4)
+
+
+def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `_pack`."""
+    batch, _, features = tokens.shape
+    x = tokens.reshape(batch, height // 2, width // 2, features // 4, 2, 2)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(batch, features // 4, height, width)
+
+
+def _positions(height: int, width: int, image: int, device: torch.device) -> Tensor:
+    """Rotary ids [h/2 * w/2, 3] of the tokens: image number, row, column."""
+    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    ids = torch.stack([torch.full_like(rows, image), rows, columns], dim=-1).reshape(-1, 3)
+    return ids.to(device, torch.float32)

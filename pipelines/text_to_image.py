@@ -1,0 +1,177 @@
+"""Text to image: encode the prompts, take noise to clean latents, decode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import BadInput
+from .guidance.cfg import Cfg
+from .lookup import with_defaults
+from .loop import Control
+from .noise import SeededNoise
+from .paths import begin
+from .pipeline import Pipeline
+from .protocols import Cond, Conds, Guidance, Model, Patch, Sampler, Schedule, Wrap
+from .sizes import check_count, check_size
+
+SEED_LIMIT = 2**63
+
+
+class Timings(NamedTuple):
+    """Seconds."""
+
+    encode: float
+    sample: float
+    decode: float
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """What came out, and what it takes to know it again."""
+
+    pixels: Tensor
+    """[B,3,H,W] in 0..1, float32 on the CPU."""
+    latents: Tensor
+    """[B,C,h,w], as the sampler left them."""
+    seeds: tuple[int, ...]
+    timings: Timings
+    dropped: tuple[str, ...]
+    """Per prompt, the end that was too long for the model; empty text if nothing was cut."""
+
+    @property
+    def images(self) -> list[Image.Image]:
+        data = (self.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(picture) for picture in data]
+
+
+@runtime_checkable
+class ScheduledBySize(Protocol):
+    """A model whose own schedule depends on the picture's size."""
+
+    def default_schedule(self, width: int, height: int) -> Schedule: ...
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """What is None is the model's own default."""
+
+    model: Model
+    sampler: Sampler | None = None
+    schedule: Schedule | None = None
+    guidance: Guidance | None = None
+    patches: tuple[Patch, ...] = ()
+    wraps: tuple[Wrap, ...] = ()
+    distilled: float | None = None
+    """The guidance scale that a distilled net (FLUX.1 dev) takes as an input, 0 and up."""
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative: str | Sequence[str] = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        count: int = 1,
+        control: Control | None = None,
+    ) -> Images:
+        """`count` images of each prompt, prompt by prompt. Image i has seed `seed` + i at any batch size."""
+        prompts, negatives = _prompts(prompt, negative)
+        width, height, steps = self._numbers(width, height, steps)
+        seeds = _seeds(seed, count, len(prompts))
+        began = time.perf_counter()
+        conds = self._conds(prompts, negatives, count)
+        encoded = time.perf_counter()
+        latents = self._sample(conds, width, height, steps, seeds, control)
+        sampled = time.perf_counter()
+        pixels = self.model.decode(latents).float().cpu()
+        timings = Timings(encoded - began, sampled - encoded, time.perf_counter() - sampled)
+        return Images(pixels, latents, seeds, timings, tuple(self.model.dropped(text) for text in prompts))
+
+    def _numbers(self, width: int | None, height: int | None, steps: int | None) -> tuple[int, int, int]:
+        own = self.model.defaults
+        width, height = (
+            width if width is not None else own.width,
+            height if height is not None else own.height,
+        )
+        steps = own.steps if steps is None else steps
+        check_size(width, height, self.model.limits)
+        check_count("steps", steps)
+        return width, height, steps
+
+    def _conds(self, prompts: list[str], negatives: list[str], count: int) -> Conds:
+        pos = self._encode(prompts, "pos", count)
+        unguided = self.guidance is None and ("guidance" in pos.embeds or self.model.defaults.guidance == 1)
+        return Conds(pos, None if unguided else self._encode(negatives, "neg", count))
+
+    def _encode(self, prompts: list[str], key: str, count: int) -> Cond:
+        """Embeds for `count` images of each prompt; one row serves all if there is one prompt."""
+        cond = self.model.encode(prompts, key=key)
+        embeds = dict(cond.embeds)
+        if self.distilled is not None:
+            if "guidance" not in embeds:
+                raise BadInput(
+                    "distilled", f"{self.model.name} takes no embedded guidance; use guidance=Cfg(scale)"
+                )
+            embeds["guidance"] = torch.full_like(embeds["guidance"], self.distilled)
+        if len(prompts) > 1:
+            embeds = {
+                name: value.repeat_interleave(count, dim=0) if len(value) == len(prompts) else value
+                for name, value in embeds.items()
+            }
+        return Cond(key, embeds)
+
+    def _sample(
+        self,
+        conds: Conds,
+        width: int,
+        height: int,
+        steps: int,
+        seeds: tuple[int, ...],
+        control: Control | None,
+    ) -> Tensor:
+        model = self.model
+        guidance = self.guidance or Cfg(1.0 if conds.neg is None else model.defaults.guidance)
+        sampler = self.sampler or with_defaults("samplers", model.defaults.sampler)
+        ts = self._schedule(width, height)(steps, model.denoise.path)
+        device = next((weight.device for weight in model.denoise.net.parameters()), torch.device("cpu"))
+        noise = SeededNoise(seeds, model.latent_shape(width, height), device=device)
+        pipeline = Pipeline(model.denoise, sampler, guidance, self.patches, self.wraps)
+        x = begin(model.denoise.path, noise(), ts[0])
+        return pipeline(x, conds, ts, noise=noise, control=control)
+
+    def _schedule(self, width: int, height: int) -> Schedule:
+        if self.schedule is not None:
+            return self.schedule
+        if isinstance(self.model, ScheduledBySize):
+            return self.model.default_schedule(width, height)
+        found: Schedule = with_defaults("schedules", self.model.defaults.schedule)
+        return found
+
+
+def _prompts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negatives = [negative] if isinstance(negative, str) else list(negative)
+    if len(negatives) not in (1, len(prompts)):
+        raise BadInput(
+            "negative", f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one or as many"
+        )
+    return prompts, negatives
+
+
+def _seeds(seed: int, count: int, prompts: int) -> tuple[int, ...]:
+    check_count("count", count)
+    check_count("seed", seed, least=0)
+    if seed + count * prompts > SEED_LIMIT:
+        raise BadInput(
+            "seed", f"seed = {seed} is too large for {count * prompts} images; give less than 2**63"
+        )
+    return tuple(range(seed, seed + count * prompts))

@@ -1,0 +1,156 @@
+"""Tiny checkpoints with seeded random weights, in the real diffusers layout, made when a test asks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+WORDS = 48
+"""Text tokens of the tiny Flux (the tiny Stable Diffusion has CLIP's 77)."""
+
+
+def flux(
+    folder: Path, *, guidance_embeds: bool = False, dynamic_shift: bool = False, shift: float = 3.0
+) -> Path:
+    """A FluxPipeline folder like the built-in `still-life`: 16 latent channels, byte-level BPE for both."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    parts = {
+        "transformer": FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=24,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        "vae": vae(AutoencoderKL),
+        "text_encoder": clip_text(24, WORDS),
+        "text_encoder_2": T5EncoderModel(
+            T5Config(
+                vocab_size=len(alphabet()),
+                d_model=32,
+                d_kv=8,
+                d_ff=48,
+                num_layers=1,
+                num_heads=2,
+                pad_token_id=0,
+            )
+        ),
+        "tokenizer": tokenizer(WORDS),
+        "tokenizer_2": tokenizer(WORDS),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic_shift),
+    }
+    return save(folder, "FluxPipeline", parts)
+
+
+def stable_diffusion(folder: Path, *, prediction: str = "epsilon", channels: int = 4) -> Path:
+    """A StableDiffusionPipeline folder; `prediction` is the scheduler's prediction_type."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    parts = {
+        "unet": UNet2DConditionModel(
+            sample_size=8,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=24,
+            attention_head_dim=2,
+            norm_num_groups=8,
+        ),
+        "vae": vae(AutoencoderKL, channels=channels, shift=None),
+        "text_encoder": clip_text(24, 77),
+        "tokenizer": tokenizer(77),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=prediction,
+        ),
+    }
+    return save(folder, "StableDiffusionPipeline", parts)
+
+
+def vae(kind: type, *, channels: int = 16, shift: float | None = 0.1):
+    return kind(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=64,
+        scaling_factor=0.36,
+        shift_factor=shift,
+        use_quant_conv=shift is None,
+        use_post_quant_conv=shift is None,
+    )
+
+
+def clip_text(width: int, tokens: int):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    names = alphabet()
+    config = CLIPTextConfig(
+        vocab_size=len(names),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokens,
+        bos_token_id=names["<|startoftext|>"],
+        eos_token_id=names["<|endoftext|>"],
+        pad_token_id=names["<|endoftext|>"],
+    )
+    return CLIPTextModel(config)
+
+
+def alphabet() -> dict[str, int]:
+    """CLIP's byte alphabet, plain and word-ending, and its two special tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    names = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        "re",
+        "red</w>",
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return {name: i for i, name in enumerate(names)}
+
+
+def tokenizer(tokens: int):
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer(vocab=alphabet(), merges=[("r", "e"), ("re", "d</w>")], model_max_length=tokens)
+
+
+def save(folder: Path, pipeline: str, parts: dict) -> Path:
+    """The layout of save_pretrained, without the pipeline object (which costs seconds of imports)."""
+    index: dict = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+        library = "transformers" if type(part).__module__.startswith("transformers") else "diffusers"
+        index[name] = [library, type(part).__name__]
+    if pipeline == "StableDiffusionPipeline":
+        index.update(
+            safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False
+        )
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder

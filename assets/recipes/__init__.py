@@ -1,0 +1,1 @@
+"""The recipes that train the built-in models on Still Life."""

@@ -1,0 +1,143 @@
+"""Train a built-in model and write it to `assets/models/`: what `sfumato train builtin NAME` runs.
+
+Stages share one work folder: `vae` and `judge` stand alone, `still-life` and `still-life-unet` need the autoencoder.
+Running a stage again goes on from its last stable checkpoint with a new time budget.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusionPipeline
+from platformdirs import user_cache_path
+
+from ...pipelines.loading import open_model
+from ...pipelines.text_to_image import TextToImage
+from . import flow, judge, unet, vae
+from .latents import encoded
+from .measure import bars, prompts, sheet
+from .pool import pool
+
+MODELS = Path(__file__).parent.parent / "models"
+SCENES = 16384
+"""Scenes in the shared training pool."""
+LICENCE = "Apache-2.0"
+
+
+def train(name: str, *, minutes: float, work: Path | None = None, scenes: int = SCENES) -> Path:
+    """Train `name` for `minutes` and return the folder it was written to. `work` keeps pools and checkpoints."""
+    work = work or user_cache_path("sfumato") / "train"
+    stages: dict[str, Callable[[], Path]] = {
+        "vae": lambda: _vae(work, minutes, scenes),
+        "judge": lambda: _judge(work, minutes),
+        "still-life": lambda: _flow(work, minutes, scenes),
+        "still-life-unet": lambda: _unet(work, minutes, scenes),
+    }
+    if name not in stages:
+        raise ValueError(f"name: {name!r} is no built-in model; choose one of {', '.join(stages)}")
+    work.mkdir(parents=True, exist_ok=True)
+    return stages[name]()
+
+
+def _vae(work: Path, minutes: float, scenes: int) -> Path:
+    vae.train(work, minutes=minutes, scenes=min(scenes, 4096))
+    return work / "vae"
+
+
+def _judge(work: Path, minutes: float) -> Path:
+    judge.train(work, minutes=minutes)
+    return _replace(work / "judge", MODELS / "judge")
+
+
+def _flow(work: Path, minutes: float, scenes: int) -> Path:
+    trained = flow.train(work, minutes=minutes, scenes=scenes)
+    tokenizer = flow.tokenizer_for(work, pool(work, scenes))
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_codec(work),
+        text_encoder=trained.pooled,
+        tokenizer=tokenizer,
+        text_encoder_2=trained.sequence,
+        tokenizer_2=tokenizer,
+        transformer=trained.transformer,
+    )
+    return _write("still-life", pipeline, work, scenes)
+
+
+def _unet(work: Path, minutes: float, scenes: int) -> Path:
+    trained = unet.train(work, minutes=minutes, scenes=scenes)
+    pipeline = StableDiffusionPipeline(
+        vae=_codec(work),
+        text_encoder=trained.text,
+        tokenizer=flow.tokenizer_for(work, pool(work, scenes)),
+        unet=trained.unet,
+        scheduler=unet.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _write("still-life-unet", pipeline, work, scenes)
+
+
+def _codec(work: Path) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(work / "vae")
+
+
+def preview(work: Path, scenes: int) -> list[list[float]]:
+    """The linear map from latent channels (and a constant) to RGB that best explains the pool: 17 rows of 3."""
+    data = pool(work, scenes)
+    z = encoded(work, _codec(work), data, "train")[: min(256, len(data))].float()
+    small = torch.nn.functional.interpolate(data.batch(torch.arange(len(z))), z.shape[2:], mode="area")
+    known = torch.cat([z, torch.ones_like(z[:, :1])], 1).permute(0, 2, 3, 1).reshape(-1, z.shape[1] + 1)
+    rgb = torch.linalg.lstsq(known, small.permute(0, 2, 3, 1).reshape(-1, 3)).solution
+    return [[round(v, 5) for v in row] for row in rgb.tolist()]
+
+
+def _write(name: str, pipeline: FluxPipeline | StableDiffusionPipeline, work: Path, scenes: int) -> Path:
+    """Save in half precision with the card, measure on held-out captions, draw the sample sheet."""
+    folder = work / name
+    pipeline.to(torch.float16).save_pretrained(folder)
+    card = {
+        "name": name,
+        "steps": 20,
+        "guidance": 3.0,
+        "width": 128,
+        "height": 128,
+        "sampler": "ddim" if name == "still-life" else "dpmpp-2m",
+        "schedule": "uniform",
+        "licence": LICENCE,
+        "preview": preview(work, scenes),
+    }
+    (folder / "sfumato.json").write_text(json.dumps(card, indent=1) + "\n")
+    if (MODELS / "judge").exists():
+        report(folder)
+    return _replace(folder, MODELS / name)
+
+
+def report(folder: Path) -> dict[str, dict[str, float]]:
+    """Measure a saved generator on held-out captions and reserved pairs; writes report.json and sheet.png beside it."""
+    make = TextToImage(open_model(folder))
+
+    def generate(texts: list[str], seeds: list[int]) -> torch.Tensor:
+        return make(texts, seed=seeds[0]).pixels
+
+    found = {split: bars(generate, split=split) for split in ("test", "reserved")}
+    (folder.parent / f"{folder.name}-report.json").write_text(json.dumps(found, indent=1) + "\n")
+    texts = prompts(24)
+    sheet(make(texts, seed=0).pixels, texts, folder.parent / f"{folder.name}-sheet.png")
+    print(found, flush=True)
+    return found
+
+
+def _replace(source: Path, target: Path) -> Path:
+    """Copy a finished model into the package; the old one goes only when the new one is whole."""
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+    return target

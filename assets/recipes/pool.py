@@ -1,0 +1,64 @@
+"""A pool of rendered scenes on disk: rendered once, in pieces, then shared by every recipe.
+
+`images.npy` is uint8 [N,H,W,3], `scenes.jsonl` has one scene a line. A pool that is cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..still_life.render import render
+from ..still_life.sampling import sample_scene
+from ..still_life.scene import Scene
+
+PIECE = 64
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`images` uint8 [N,H,W,3] (a memory map) and the scenes they show."""
+
+    images: np.ndarray
+    scenes: list[Scene]
+
+    def batch(self, index: Tensor) -> Tensor:
+        """Images [B,3,H,W] in 0..1 on the index's device."""
+        picked = torch.from_numpy(self.images[index.cpu().numpy()]).to(index.device)
+        return picked.permute(0, 3, 1, 2).float().div_(255)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+
+def pool(folder: Path, count: int, *, split: str = "train", size: int = 128, first_seed: int = 0) -> Pool:
+    """Render what is missing of `count` scenes with seeds first_seed, first_seed + 1, ... and open the pool."""
+    folder = folder / f"{split}-{size}-{count}-{first_seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    data, listing = folder / "images.npy", folder / "scenes.jsonl"
+    if not data.exists():
+        np.lib.format.open_memmap(data, "w+", np.uint8, (count, size, size, 3)).flush()
+        listing.write_text("")
+    lines = listing.read_text().splitlines()
+    done = len(lines) // PIECE * PIECE
+    if done < count:
+        begin = time.monotonic()
+        images = np.lib.format.open_memmap(data, "r+")
+        listing.write_text("".join(line + "\n" for line in lines[:done]))
+        for at in range(done, count, PIECE):
+            stop = min(at + PIECE, count)
+            scenes = [sample_scene(first_seed + i, split=split) for i in range(at, stop)]
+            rgb = render(scenes, size=size).rgb
+            images[at:stop] = rgb.mul(255).round_().byte().permute(0, 2, 3, 1).numpy()
+            with listing.open("a") as out:
+                out.writelines(json.dumps(s.to_dict()) + "\n" for s in scenes)
+        rate = (count - done) / (time.monotonic() - begin)
+        print({"pool": str(folder.name), "scenes_per_second": round(rate, 1)}, flush=True)
+    scenes = [Scene.from_dict(json.loads(line)) for line in listing.read_text().splitlines()]
+    return Pool(np.load(data, mmap_mode="r"), scenes)

@@ -1,0 +1,175 @@
+"""From a request to something that runs: the model opened, what was left open filled in, techniques built."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from typing import Any, TypeVar
+
+import torch
+
+from ..pipelines.guidance.cfg import Cfg
+from ..pipelines.loading import builtin_names, open_model
+from ..pipelines.protocols import Model
+from ..pipelines.sizes import check_size
+from ..pipelines.text_to_image import TextToImage
+from .builder import build, find
+from .faults import refuse
+from .requests import SamplingRequest, Technique
+
+R = TypeVar("R", bound=SamplingRequest)
+
+FOR_RANDOM = 2**32
+"""Random seeds stay below this: A1111 and its kin read 32 bits."""
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def open_for(request: R) -> tuple[Model, R]:
+    """The model on its device, and the request with device and dtype settled."""
+    device = request.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise refuse(
+            "device", device, "is not there (torch sees no GPU); leave --device out, or see `sfumato doctor`"
+        )
+    dtype = request.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    if request.model == "still-life" and not builtin_names():
+        raise refuse(
+            "model", "still-life", "is not installed; `sfumato train builtin still-life`, or --model FOLDER"
+        )
+    model = open_model(request.model, dtype=getattr(torch, dtype), device=device)
+    return model, request.model_copy(update={"device": device, "dtype": dtype})
+
+
+def resolve(request: R, model: Model) -> R:
+    """Nothing left open but a schedule that is the model's own. The seed is drawn here if none was given."""
+    own = model.defaults
+    chosen = {
+        "width": own.width if request.width is None else request.width,
+        "height": own.height if request.height is None else request.height,
+        "steps": own.steps if request.steps is None else request.steps,
+        "seed": secrets.randbelow(FOR_RANDOM) if request.seed is None else request.seed,
+        "sampler": canonical(request.sampler or Technique(id=own.sampler), "sampler", "sampler"),
+        "schedule": canonical(request.schedule, "schedule", "schedule") if request.schedule else None,
+        "techniques": tuple(canonical(t, None, "techniques") for t in request.techniques),
+    }
+    found = settle_scale(request.model_copy(update=chosen), model)
+    check_size(found.width or 0, found.height or 0, model.limits)
+    return found
+
+
+def canonical(technique: Technique, kind: str | None, field: str) -> Technique:
+    """The technique under its own id, should it have been named by an alias."""
+    return technique.model_copy(update={"id": find(technique, kind, field).id})
+
+
+def assemble(request: SamplingRequest, model: Model) -> TextToImage:
+    """The pipeline of a resolved request."""
+    assert request.sampler is not None
+    places: dict[str, list[Any]] = {"guidance": [], "wrap": [], "patch": []}
+    for technique in request.techniques:
+        entry = find(technique, None, "techniques")
+        if entry.kind not in places:
+            raise refuse("techniques", technique.id, f"is a {entry.kind}; {_elsewhere(entry.kind)}")
+        if entry.tasks and request.medium not in entry.tasks:
+            raise refuse(
+                "techniques", technique.id, f"is for {', '.join(entry.tasks)}, not for {request.medium}"
+            )
+        places[entry.kind].append(build(technique))
+    if len(places["guidance"]) > 1:
+        names = ", ".join(t.id for t in request.techniques if find(t, None, "techniques").kind == "guidance")
+        raise refuse("techniques", names, "are two guidances; keep one")
+    guidance, distilled = places["guidance"][0] if places["guidance"] else None, None
+    if takes_embedded_guidance(model):
+        distilled = request.guidance
+    elif guidance is None:
+        guidance = Cfg(float(request.guidance or 0.0))
+    return TextToImage(
+        model,
+        sampler=build(request.sampler, kind="sampler", field="sampler"),
+        schedule=build(request.schedule, kind="schedule", field="schedule") if request.schedule else None,
+        guidance=guidance,
+        patches=tuple(places["patch"]),
+        wraps=tuple(places["wrap"]),
+        distilled=distilled,
+    )
+
+
+def settle_scale(request: R, model: Model) -> R:
+    """One truth about the guidance scale. A guidance technique's own setting wins over --guidance, which wins over the
+    technique's default; a distilled network is told --guidance itself, whatever technique guides it besides.
+    """
+    at = next(
+        (i for i, t in enumerate(request.techniques) if find(t, None, "techniques").kind == "guidance"), None
+    )
+    if at is None or takes_embedded_guidance(model):
+        scale = model.defaults.guidance if request.guidance is None else request.guidance
+        return request.model_copy(update={"guidance": scale})
+    technique = request.techniques[at]
+    setting = next((s for s in find(technique, "guidance", "techniques").settings if s.name == "scale"), None)
+    if setting is None or not isinstance(setting.default, int | float):
+        return request.model_copy(update={"guidance": 1.0})
+    if "scale" not in technique.settings:
+        scale = setting.default if request.guidance is None else request.guidance
+        technique = technique.model_copy(update={"settings": {**technique.settings, "scale": scale}})
+    techniques = (*request.techniques[:at], technique, *request.techniques[at + 1 :])
+    return request.model_copy(update={"guidance": technique.settings["scale"], "techniques": techniques})
+
+
+def _elsewhere(kind: str) -> str:
+    places = {
+        "sampler": "give it as --sampler",
+        "schedule": "give it as --schedule",
+        "distill": "it is for 3D",
+    }
+    return places.get(kind, "it can't be used here yet")
+
+
+def takes_embedded_guidance(model: Model) -> bool:
+    """True of distilled networks (FLUX.1 dev) that are told the scale instead of being evaluated twice."""
+    return "guidance" in model.encode([""], key="probe").embeds
+
+
+def machine(request: SamplingRequest) -> dict[str, Any]:
+    """What the last bits of a result depend on, beside versions and weights."""
+    name = (
+        torch.cuda.get_device_name(request.device)
+        if request.device.startswith("cuda")
+        else platform.machine()
+    )
+    return {"device": request.device, "name": name, "threads": torch.get_num_threads()}
+
+
+def plan(request: SamplingRequest, model: Model) -> dict[str, Any]:
+    """What the run will do and need, as far as is known before it starts; seconds are not, so null."""
+    info = model.info()
+    parameters = sum(info["parameters"].values())
+    assert request.width is not None and request.height is not None and request.steps is not None
+    latent = 1
+    for axis in model.latent_shape(request.width, request.height):
+        latent *= axis
+    weights = parameters * BYTES[request.dtype]
+    images = min(request.batch, request.count)
+    return {
+        "model": info["name"],
+        "family": info["family"],
+        "size": f"{request.width}x{request.height}",
+        "steps": request.steps,
+        "images": request.count,
+        "evaluations": request.steps * request.count,
+        "seconds": None,
+        "weights_bytes": weights,
+        "peak_bytes_at_least": weights + 4 * images * (8 * latent + 3 * request.width * request.height),
+        "settings": {t.id: t.settings for t in request.techniques},
+    }
+
+
+def defaults_used(request: SamplingRequest, model: Model) -> dict[str, str]:
+    """Names of the sampler and schedule that run, also where the model's own was taken."""
+    assert request.sampler is not None
+    schedule = request.schedule.id if request.schedule else model.defaults.schedule
+    return {"sampler": request.sampler.id, "schedule": schedule}

@@ -1,0 +1,82 @@
+"""From names to objects: the technique that a request names, its settings checked against their types."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import typing
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+from ..pipelines.errors import BadInput
+from .catalogue import Entry, techniques
+from .faults import nearest, refuse, unknown, validation_sentences
+from .requests import Technique
+
+
+def find(technique: Technique, kind: str | None, field: str) -> Entry:
+    """The catalogue's entry, of one kind if the field wants one. An unknown name is told the nearest."""
+    known, everywhere = by_name(kind), by_name(None)
+    if technique.id in known:
+        return known[technique.id]
+    if technique.id in everywhere:
+        other = everywhere[technique.id].kind
+        raise refuse(
+            field, technique.id, f"is a {other}, not a {kind}; choose from {', '.join(known) or 'none'}"
+        )
+    raise unknown(field, technique.id, known, f"`sfumato techniques` lists {len(known)}")
+
+
+def by_name(kind: str | None) -> dict[str, Entry]:
+    """Entries by id and by alias."""
+    return {name: e for e in techniques(kind).values() for name in (e.id, *e.aliases)}
+
+
+def build(technique: Technique, *, kind: str | None = None, field: str = "techniques") -> Any:
+    """The technique itself. Settings are converted to their declared types; the rest keep their defaults."""
+    entry = find(technique, kind, field)
+    public = getattr(importlib.import_module(entry.module), entry.name)
+    if not isinstance(public, type):
+        if technique.settings:
+            raise refuse(field, str(technique), f"has settings, but {entry.id} takes none; leave them out")
+        return public
+    given = settings(entry, public, technique, field)
+    needed = [s.name for s in entry.settings if s.default is ... and s.name not in given]
+    if needed:
+        raise refuse(field, entry.id, f"needs {', '.join(needed)}; write {entry.id}:{needed[0]}=...")
+    make: Any = public
+    try:
+        return make(**given)
+    except ValueError as error:
+        raise BadInput(field, f"{field}: {technique}: {error}") from error
+
+
+def settings(entry: Entry, public: Any, technique: Technique, field: str) -> dict[str, Any]:
+    """The given settings, converted. One that only Python can give (a tensor, a function) is refused."""
+    known = [s.name for s in entry.settings]
+    hints = typing.get_type_hints(public)
+    found = {}
+    for name, value in technique.settings.items():
+        if name not in hints or name not in known:
+            near = nearest(name, known)
+            raise refuse(
+                field, f"{entry.id}:{name}", f"is no setting; {near}known are {', '.join(known) or 'none'}"
+            )
+        if isinstance(value, float) and math.isnan(value):
+            raise refuse(field, f"{entry.id}:{name}=nan", "must be a number")
+        found[name] = convert(hints[name], value, f"{field}: {entry.id}:{name}")
+    return found
+
+
+def convert(hint: Any, value: Any, place: str) -> Any:
+    """`value` as the declared type."""
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        sentence = validation_sentences(error, ())[0].removeprefix(": ")
+        raise BadInput(place, f"{place}: {sentence}") from error
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
+        raise BadInput(place, f"{place}: can be given from Python only, it is no plain value") from error

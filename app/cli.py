@@ -1,0 +1,136 @@
+"""The command line: `sfumato`, one sub-command per verb. Tasks are in `tasks.py`, others in `commands.py`.
+
+Data goes to stdout, talk to stderr. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .console import Console, complain
+from .faults import INTERRUPTED, describe
+from .options import request_command
+
+ABOUT = "Images, video and 3D with diffusion and flow models; every technique works with every model family."
+
+app = typer.Typer(
+    name="sfumato",
+    help=ABOUT,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Format = Annotated[Literal["text", "json"] | None, typer.Option("--format", help="shape of stdout")]
+Json = Annotated[bool, typer.Option("--json", help="short for --format json")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no talk on stderr but errors")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="more talk, and tracebacks of errors")]
+
+
+def _common(
+    format: Format = None, json: Json = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
+    """Only its signature counts: the options that every command has."""
+
+
+def _show_version(given: bool) -> None:
+    if given:
+        print(f"sfumato {version('sfumato')}")
+        raise typer.Exit(0)
+
+
+@app.callback(help=ABOUT)
+def root(
+    ctx: typer.Context,
+    format: Format = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options before the command; each command has them too."""
+    ctx.obj = Console("json" if json else format or "text", quiet, verbose)
+
+
+def with_console(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command `function(console, ...)` with the common options in place of `console`."""
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    own = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters(function) if p.name != "console"
+    ]
+    shared = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters(_common)]
+
+    def command(*, ctx: typer.Context, **given: Any) -> None:
+        base = ctx.obj if isinstance(ctx.obj, Console) else Console()
+        format = "json" if given.pop("json") else given.pop("format", None) or base.format
+        given.pop("format", None)
+        console = Console(format, given.pop("quiet") or base.quiet, given.pop("verbose") or base.verbose)
+        code = function(console=console, **given)
+        if code:
+            raise typer.Exit(code)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    signature = inspect.Signature([context, *own, *shared])
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    return command
+
+
+def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function, eval_str=True).parameters.values())
+
+
+def register() -> None:
+    """Commands of the tasks, then the others."""
+    from .commands import COMMANDS
+    from .tasks import TASKS
+
+    for task in TASKS:
+        app.command(task.request.task)(with_console(request_command(task.request)(task.run)))
+    train = typer.Typer(help="Train built-in models from their recipes.", no_args_is_help=True)
+    for name, function in COMMANDS.items():
+        group, _, verb = name.rpartition(" ")
+        (train if group == "train" else app).command(verb)(with_console(function))
+    app.add_typer(train, name="train")
+
+
+register()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code. Expected faults are one sentence on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        result = typer.main.get_command(app).main(args=arguments, prog_name="sfumato", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.TyperException as error:
+        complain(f"sfumato: {error.format_message()} (--help shows what is possible)")
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # `sfumato techniques | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        described = describe(error)
+        if described is None:
+            raise
+        if "--verbose" in arguments:
+            traceback.print_exc()
+        code, sentence = described
+        complain(sentence)
+        return code

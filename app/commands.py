@@ -1,0 +1,160 @@
+"""The commands that are no tasks: what exists, what a file says, what the machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..pipelines.errors import BadInput
+from .console import Console, table
+from .faults import unknown
+from .output import ensure_folder
+from .requests import REQUESTS
+
+File = Annotated[str, typer.Argument(help="an image, a .safetensors file, or a model folder", metavar="FILE")]
+
+
+def replay(
+    console: Console,
+    file: Annotated[str, typer.Argument(help="an image that sfumato made", metavar="FILE")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="where to write it; as for generate", metavar="PATH")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="where the weights are now, if they moved", metavar="TEXT"),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="only compare, write nothing")] = False,
+) -> int:
+    """Make an image again from its own metadata, and say whether it is the same.
+
+    Same versions, weights and machine give the same bytes. Exit code 1 if the pixels differ.
+    """
+    from .replay import replay_file
+
+    return replay_file(file, console, output=output, check=check, model=model)
+
+
+def inspect(console: Console, file: File) -> None:
+    """Say how an image was made, or what weights hold.
+
+    Images of sfumato, A1111 and kin, ComfyUI, InvokeAI, SwarmUI, Fooocus; .safetensors files; model folders.
+    """
+    from .inspection import inspect_path, told
+
+    found = inspect_path(file)
+    console.data(found, told(found))
+
+
+def techniques(
+    console: Console,
+    name: Annotated[
+        str | None, typer.Argument(help="id of one technique, for all about it", metavar="[NAME]")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind", help="only sampler, schedule, guidance, wrap, patch, convert, distill or family"
+        ),
+    ] = None,
+) -> None:
+    """List the techniques, or explain one: its paper, settings, ranges and cost."""
+    from .catalogue import catalogue
+
+    entries = catalogue()
+    if name is not None:
+        entry = entries.get(name) or next((e for e in entries.values() if name in e.aliases), None)
+        if entry is None:
+            raise unknown("technique", name, entries, "`sfumato techniques` lists all")
+        settings = [
+            f"  {s.name}: {s.type}{'' if s.default is ... else f' = {s.default!r}'}" for s in entry.settings
+        ]
+        head = f"{entry.doc}\n\nKind: {entry.kind}\nFile: {entry.file}"
+        console.data(entry.plain(), "\n".join([head, *(["Settings:", *settings] if settings else [])]))
+        return
+    kinds = {e.kind for e in entries.values()}
+    if kind is not None and kind not in kinds:
+        raise unknown("kind", kind, kinds, f"known are {', '.join(sorted(kinds))}")
+    chosen = [e for e in entries.values() if kind in (None, e.kind)]
+    console.data([e.plain() for e in chosen], table([(e.kind, e.id, e.summary) for e in chosen]))
+
+
+def models(console: Console) -> None:
+    """List the built-in models and the families that open by folder."""
+    from .catalogue import catalogue
+    from .inspection import builtin_models
+
+    found = builtin_models()
+    families = [e for e in catalogue().values() if e.kind == "family"]
+    rows: list[tuple[str, ...]] = [("built-in", m["name"], m["text"]) for m in found]
+    rows += [("family", e.id, e.summary) for e in families]
+    data = {"builtin": found, "families": [e.plain() for e in families]}
+    console.data(data, table(rows) or "no built-in models are installed and no families are known")
+
+
+def doctor(console: Console) -> int:
+    """Look at the hardware, the versions, the extras, the models, the folders and the settings in force."""
+    from .diagnosis import examine, told
+
+    report = examine()
+    console.data(report, told(report))
+    return 0 if report["ok"] else 1
+
+
+def schema(
+    console: Console,
+    task: Annotated[
+        str | None, typer.Argument(help="a task; all tasks if not given", metavar="[TASK]")
+    ] = None,
+) -> None:
+    """Print the JSON schema of a task's request: fields, types, ranges, units, defaults and help."""
+    if task is None:
+        console.data({name: request.model_json_schema() for name, request in REQUESTS.items()})
+        return
+    if task not in REQUESTS:
+        raise unknown("task", task, REQUESTS, f"known are {', '.join(REQUESTS)}")
+    console.data(REQUESTS[task].model_json_schema())
+
+
+def train_builtin(
+    console: Console,
+    name: Annotated[str, typer.Argument(help="vae, judge, still-life or still-life-unet; vae comes first")],
+    minutes: Annotated[float, typer.Option("--minutes", help="time to train, in minutes", min=0.01)] = 60.0,
+    work: Annotated[
+        str,
+        typer.Option(
+            "--work", help="folder of the stages' checkpoints; a second run goes on", metavar="FOLDER"
+        ),
+    ] = ".train",
+    scenes: Annotated[
+        int | None,
+        typer.Option("--scenes", help="scenes to render for training; the recipe's own number", min=16),
+    ] = None,
+) -> None:
+    """Train a built-in model from its recipe, on the procedural world, from nothing."""
+    from ..assets.recipes import builtin
+
+    ensure_folder(Path(work))
+    console.say(f"training {name} for {minutes:g} minutes in {work}/")
+    more = {} if scenes is None else {"scenes": scenes}
+    try:
+        folder = builtin.train(name, minutes=minutes, work=Path(work), **more)
+    except ValueError as error:
+        if not str(error).startswith("name:"):
+            raise
+        raise BadInput("name", str(error)) from error
+    console.data({"name": name, "minutes": minutes, "folder": str(folder)}, str(folder))
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "replay": replay,
+    "inspect": inspect,
+    "techniques": techniques,
+    "models": models,
+    "doctor": doctor,
+    "schema": schema,
+    "train builtin": train_builtin,
+}

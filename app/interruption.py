@@ -1,0 +1,69 @@
+"""Ctrl+C that loses nothing: the first stops the run after the evaluation in hand, the second at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..pipelines.errors import SfumatoError
+from ..pipelines.weights import read_header
+from .faults import refuse
+
+
+class Interrupted(Exception):
+    """The run stopped on request; `path` is where it can be taken up again."""
+
+    def __init__(self, path: Path, step: int, steps: int) -> None:
+        super().__init__(f"interrupted at step {step} of {steps}")
+        self.path, self.step, self.steps = path, step, steps
+
+
+@contextmanager
+def asked_to_stop(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl+C (or SIGTERM) came. Signals reach the main thread only."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop.is_set
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        say("stopping after this evaluation; once more stops at once and saves nothing")
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, on_signal) for number in signals]
+    try:
+        yield stop.is_set
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def resume_path(image: Path) -> Path:
+    return image.with_suffix(".resume")
+
+
+def read_resume(name: str) -> tuple[Any, dict[str, Any]]:
+    """The checkpoint in a .resume file, and the run it belongs to."""
+    from ..pipelines.checkpoint import Checkpoint
+
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise refuse("resume", name, "is not a file")
+    try:
+        read_header(path)
+        checkpoint = Checkpoint.load(path)
+        job = json.loads(checkpoint.fingerprint)
+    except (SfumatoError, ValueError, KeyError, RuntimeError) as error:
+        raise refuse("resume", name, f"is not a checkpoint of sfumato ({str(error)[:120]})") from error
+    if not isinstance(job, dict) or not {"request", "first", "paths", "model"} <= set(job):
+        raise refuse("resume", name, "is a checkpoint without its request; it can't be taken up from here")
+    return checkpoint, job

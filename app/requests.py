@@ -1,0 +1,236 @@
+"""What can be asked for: one frozen pydantic model per task.
+
+Field names, types, ranges, units, defaults, help and group stand here and nowhere else. Command-line options,
+the JSON schema, the web form and the saved metadata are made from these models. A new task is a new class
+here and a function in `tasks.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SEED_LIMIT = 2**63 - 1
+
+
+class Shorthand(NamedTuple):
+    """A spelling that fills several fields at once, such as `size` for `width` and `height`."""
+
+    help: str
+    metavar: str
+    fields: tuple[str, ...]
+
+
+SIZE = {"size": Shorthand("width and height in one, as in 512x384", "WxH", ("width", "height"))}
+
+
+def field(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    group: str = "basic",
+    flags: tuple[str, ...] = (),
+    **bounds: Any,
+) -> Any:
+    """A request field. `flags` are spellings besides `--name`; `bounds` are pydantic's (ge, le ...)."""
+    extra: dict[str, Any] = {"unit": unit, "group": group, "flags": list(flags)}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+class Technique(BaseModel):
+    """A technique by its catalogue id, with the settings that differ from its defaults.
+
+    Accepts `apg`, `apg:scale=7,momentum=-0.5`, or {"id": "apg", "settings": {"scale": 7}}.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="id in the catalogue: `sfumato techniques` lists them", min_length=1)
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="settings by name; the rest keep their defaults"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_text(cls, value: Any) -> Any:
+        return parse_technique(value) if isinstance(value, str) else value
+
+    def __str__(self) -> str:
+        settings = ",".join(
+            f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(self.settings.items())
+        )
+        return f"{self.id}:{settings}" if settings else self.id
+
+
+def parse_technique(text: str) -> dict[str, Any]:
+    """`NAME:key=value,key=value` to {"id", "settings"}. Values are JSON where possible, else text."""
+    name, _, rest = text.strip().partition(":")
+    if not name:
+        raise ValueError("needs a technique's name, as in apg:scale=7")
+    settings: dict[str, Any] = {}
+    for item in _split(rest):
+        key, equals, value = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise ValueError(f"{item!r} is not key=value, as in apg:scale=7")
+        if key in settings:
+            raise ValueError(f"{key!r} is given twice")
+        settings[key] = _value(value.strip())
+    return {"id": name.strip(), "settings": settings}
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes."""
+    parts, depth, quoted, start = [], 0, False, 0
+    for i, char in enumerate(text):
+        if char == '"':
+            quoted = not quoted
+        elif not quoted and char in "[{(":
+            depth += 1
+        elif not quoted and char in "]})":
+            depth -= 1
+        elif not quoted and char == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    parts.append(text[start:])
+    return [part for part in parts if part.strip()]
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+class Request(BaseModel):
+    """Base of all requests. `task` is the command's name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    task: ClassVar[str]
+    medium: ClassVar[str] = "image"
+    """image, video or 3d: what a technique must be good for."""
+    shorthands: ClassVar[dict[str, Shorthand]] = {}
+    positional: ClassVar[str] = "prompt"
+
+    @classmethod
+    def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Shorthands spelled out as the fields they stand for."""
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, value: Any) -> Any:
+        return cls.expand(value) if isinstance(value, dict) else value
+
+
+class SamplingRequest(Request):
+    """What every request that samples from a prompt has. The size may also be given as `size`: "512x384"."""
+
+    shorthands: ClassVar[dict[str, Shorthand]] = SIZE
+
+    prompt: str = field("", "what the picture shows", flags=("-p",))
+    negative: str = field("", "what to steer away from", flags=("-n", "--negative-prompt"))
+    model: str = field(
+        "still-life",
+        "built-in model or folder of weights: `sfumato models`",
+        flags=("-m",),
+        min_length=1,
+    )
+    width: int | None = field(
+        None, "width; the model's own if not given", unit="px", flags=("-W",), ge=8, le=16384
+    )
+    height: int | None = field(
+        None, "height; the model's own if not given", unit="px", flags=("-H",), ge=8, le=16384
+    )
+    steps: int | None = field(None, "sampling steps; the model's own number if not given", ge=1, le=1000)
+    guidance: float | None = field(
+        None, "guidance scale, 1 is off; the model's own if not given", flags=("--cfg-scale",), ge=0, le=1000
+    )
+    seed: int | None = field(
+        None, "seed of the first image, the next has seed + 1; random if not given", ge=0, le=SEED_LIMIT
+    )
+    count: int = field(1, "number of images", ge=1, le=10000)
+    sampler: Technique | None = field(
+        None, "sampler, with settings after a colon; the model's own if not given", group="advanced"
+    )
+    schedule: Technique | None = field(
+        None, "schedule of times, with settings after a colon; the model's own if not given", group="advanced"
+    )
+    techniques: tuple[Technique, ...] = field(
+        (),
+        "guidance, wrap, patch or convert as NAME:key=value,key=value; repeat for more: `sfumato techniques`",
+        group="advanced",
+        flags=("-t", "--technique"),
+    )
+    batch: int = field(
+        1,
+        "images sampled at once: more is faster on a GPU, and may change the last bits",
+        group="advanced",
+        ge=1,
+        le=1000,
+    )
+    device: str = field(
+        "auto", "auto, cpu, cuda, cuda:1, mps or xpu; auto is a GPU if there is one", group="advanced"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        "auto", "number type of the networks; auto is bfloat16 on a GPU, float32 on a CPU", group="advanced"
+    )
+
+    @classmethod
+    def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return expand_size(values) if "size" in values else values
+
+
+def expand_size(value: dict[str, Any]) -> dict[str, Any]:
+    """{"size": "512x384"} to {"width": 512, "height": 384}; one number is a square."""
+    rest = {k: v for k, v in value.items() if k != "size"}
+    if value["size"] is None:
+        return rest
+    width, cross, height = str(value["size"]).lower().replace("\u00d7", "x").partition("x")
+    height = height if cross else width
+    if not (width.strip().isdecimal() and height.strip().isdecimal()):
+        raise ValueError(f"size: {value['size']!r} is not WxH; write it as in 512x384")
+    for name, number in (("width", int(width)), ("height", int(height))):
+        if rest.get(name) not in (None, number, str(number)):
+            raise ValueError(f"size: {value['size']!r} and {name} {rest[name]} disagree; give one of them")
+        rest[name] = number
+    return rest
+
+
+class GenerateRequest(SamplingRequest):
+    """Make images from a prompt."""
+
+    task: ClassVar[str] = "generate"
+
+
+class WorldRequest(Request):
+    """Render a scene of the built-in world, with all that is true of it."""
+
+    task: ClassVar[str] = "world"
+    shorthands: ClassVar[dict[str, Shorthand]] = SIZE
+
+    prompt: str = field("", "caption of the scene; without one, a random scene of the seed", flags=("-p",))
+    maps: tuple[str, ...] = field(
+        ("all",), "all, or some of rgb, depth, normals, ids, masks, lines; give it again for more"
+    )
+    width: int = field(512, "width", unit="px", flags=("-W",), ge=16, le=4096)
+    height: int = field(512, "height", unit="px", flags=("-H",), ge=16, le=4096)
+    seed: int | None = field(
+        None, "seed of everything the caption leaves open; random if not given", ge=0, le=SEED_LIMIT
+    )
+    view: str | None = field(
+        None,
+        "side the camera stands on: front, front left, left, back left, back ...; the caption's if not given",
+    )
+
+    @classmethod
+    def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return expand_size(values) if "size" in values else values
+
+
+REQUESTS: dict[str, type[Request]] = {cls.task: cls for cls in (GenerateRequest, WorldRequest)}

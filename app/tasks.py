@@ -1,0 +1,121 @@
+"""The tasks: what is asked for (a request class) and what does it (a function). Each is a command.
+
+A function takes the given values of its request and the console; its other keyword parameters are options
+that do not change the result. Heavy imports stay inside the functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from .console import Console
+from .faults import refuse
+from .requests import GenerateRequest, Request, WorldRequest
+from .settings import config_file, make_request, merged, unknown_variables
+
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="file (.png .jpg .webp), or folder if it ends in /; a new dated folder in out/ if not given",
+        metavar="PATH",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the full request and the plan, write nothing")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config", "-c", help="YAML or TOML file of settings, below flags and environment", metavar="FILE"
+    ),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", help="go on with an interrupted run from its .resume file", metavar="FILE"),
+]
+PreviewEvery = Annotated[
+    int,
+    typer.Option(
+        "--preview-every", help="write a small preview beside the output every N steps; 0 is off", min=0
+    ),
+]
+Sidecar = Annotated[
+    bool, typer.Option("--sidecar", help="write the record and the timings beside each image as .json")
+]
+
+
+class Task(NamedTuple):
+    request: type[Request]
+    run: Callable[..., Any]
+
+
+def generate(
+    values: dict[str, Any],
+    console: Console,
+    *,
+    output: Output = None,
+    config: Config = None,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    preview_every: PreviewEvery = 0,
+    sidecar: Sidecar = False,
+) -> int | None:
+    """Make images from a prompt.
+
+    Techniques are named by their catalogue id: `sfumato techniques` lists them.
+    """
+    from .generation import Choices, generate_images, resume_images
+
+    if resume is not None:
+        return resume_images(resume, console, Choices(None, preview_every, sidecar))
+    merged_values = _merged(GenerateRequest, values, config, console)
+    if "prompt" not in merged_values:
+        raise refuse(
+            "prompt", None, 'is needed; write sfumato generate "a red cube", or -p "" for an empty one'
+        )
+    request = make_request(GenerateRequest, merged_values)
+    return generate_images(
+        request, console, Choices(_output(output), preview_every, sidecar), dry_run=dry_run
+    )
+
+
+def world(
+    values: dict[str, Any],
+    console: Console,
+    *,
+    output: Output = None,
+    config: Config = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Render a scene of the built-in world, with all that is true of it.
+
+    Writes one file per map and scene.json with boxes, camera and the coding of the maps.
+    """
+    from .worlds import make_world
+
+    request = make_request(WorldRequest, _merged(WorldRequest, values, config, console))
+    result = make_world(request, console, output=_output(output), dry_run=dry_run)
+    console.data(result, "\n".join(result["files"]) if result["files"] else None)
+
+
+def _merged(
+    request: type[Request], values: dict[str, Any], config: str | None, console: Console
+) -> dict[str, Any]:
+    for name in unknown_variables():
+        console.say(f"{name}: no setting is called so; it is passed over")
+    file = config_file(config)
+    if file is not None:
+        console.detail(f"settings from {file}")
+    return merged(request, values, file)
+
+
+def _output(given: str | None) -> str | None:
+    import os
+
+    return given if given is not None else os.environ.get("SFUMATO_OUTPUT")
+
+
+TASKS = (Task(GenerateRequest, generate), Task(WorldRequest, world))

@@ -1,0 +1,128 @@
+"""The catalogue, read from sources, and the builder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from sfumato.app.builder import build
+from sfumato.app.catalogue import CatalogueError, catalogue, read_entry, techniques
+from sfumato.app.requests import Technique, parse_technique
+from sfumato.pipelines.errors import BadInput
+
+FILE = '''"""{id}: a made-up technique (alias {alias}).
+
+Paper: arXiv:1234.56789, eq. 1,
+    and eq. 2
+Units and ranges: scale 0..1
+Neutral: scale = 0
+Tasks: image, 3d
+"""
+from dataclasses import dataclass, field
+
+@dataclass(frozen=True)
+class MadeUp:
+    scale: float = 1.0
+    """How much, 0..1."""
+    layers: tuple[int, ...] = (1, 2)  # which blocks
+    needed: int
+    table: dict = field(default_factory=dict)
+
+    def __call__(self, denoise, conds): ...
+'''
+
+
+def write(root: Path, name: str, text: str) -> Path:
+    path = root / "pipelines" / "guidance" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_an_entry(tmp_path):
+    path = write(tmp_path, "made_up.py", FILE.format(id="made-up", alias="mu"))
+    entry = read_entry(path, "guidance", tmp_path)
+    assert (entry.id, entry.kind, entry.aliases, entry.tasks) == (
+        "made-up",
+        "guidance",
+        ("mu",),
+        ("image", "3d"),
+    )
+    assert entry.paper == "arXiv:1234.56789, eq. 1, and eq. 2" and entry.summary == "a made-up technique"
+    assert [(s.name, s.default, s.help) for s in entry.settings] == [
+        ("scale", 1.0, "How much, 0..1."),
+        ("layers", (1, 2), "which blocks"),
+        ("needed", ..., ""),
+        ("table", "field(default_factory=dict)", ""),
+    ]
+
+
+def test_duplicates_and_broken_files(tmp_path):
+    write(tmp_path, "a.py", FILE.format(id="same", alias="x"))
+    write(tmp_path, "b.py", FILE.format(id="same", alias="y"))
+    with pytest.raises(CatalogueError, match=r"b\.py and .*a\.py share the id 'same'"):
+        catalogue(tmp_path)
+    for text, words in (("def f(:", "line 1"), ('"""x: y"""', "no public"), ("def f(): ...", "docstring")):
+        with pytest.raises(CatalogueError, match=words):
+            read_entry(write(tmp_path, "c.py", text), "guidance", tmp_path)
+
+
+ENTRIES = techniques()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_technique(name, sfumato):
+    """Listed in full, with help for each setting, and its page can be printed."""
+    entry = ENTRIES[name]
+    assert entry.summary and entry.paper and entry.tasks, entry.file
+    assert set(entry.tasks) <= {"image", "video", "3d"}
+    for setting in entry.settings:
+        assert setting.help, f"{entry.file}: {setting.name} has no help"
+    said = sfumato("techniques", name)
+    assert said.code == 0 and entry.summary in said.out and "Neutral:" in said.out
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, e in ENTRIES.items() if not any(s.default is ... for s in e.settings)]
+)
+def test_every_technique_builds_from_json(name):
+    """Its settings, written as text, give the same object."""
+    first = build(Technique(id=name))
+    if not dataclasses.is_dataclass(first):
+        with pytest.raises(BadInput, match="takes none"):
+            build(Technique(id=name, settings={"x": 1}))
+        return
+    plain = {k: v for k, v in dataclasses.asdict(first).items() if isinstance(v, int | float | str | tuple)}
+    text = str(Technique(id=name, settings=plain))
+    assert build(Technique.model_validate(text)) == first == build(Technique(id=name, settings=plain))
+
+
+def test_listing(sfumato):
+    data = sfumato("techniques", "--format", "json").data
+    assert isinstance(data, list) and {"id", "kind", "paper", "tasks", "settings"} <= set(data[0])
+    assert {e["kind"] for e in sfumato("techniques", "--kind", "sampler", "--json").data} == {"sampler"}
+    said = sfumato("techniques", "ddmi")
+    assert said.code == 2 and "did you mean 'ddim'" in said.err
+    assert sfumato("techniques", "euler").code == 0
+    assert sfumato("techniques", "--kind", "samplers").code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("apg", {}),
+        ("apg:scale=7,momentum=-0.5", {"scale": 7, "momentum": -0.5}),
+        ("a:x=[1,2],y=true,z=null,w=hello", {"x": [1, 2], "y": True, "z": None, "w": "hello"}),
+        ('a:x="b,c=d",y-z=1', {"x": "b,c=d", "y_z": 1}),
+        ('a:x={"k": [1, 2]},', {"x": {"k": [1, 2]}}),
+    ],
+)
+def test_parsing(text, settings):
+    assert parse_technique(text)["settings"] == settings
+
+
+@pytest.mark.parametrize("text", ["", ":x=1", "a:x", "a:=1", "a:x=1,x=2"])
+def test_bad_text(text):
+    with pytest.raises(ValueError):
+        parse_technique(text)

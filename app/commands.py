@@ -130,8 +130,14 @@ def train_builtin(
         ),
     ] = ".train",
     scenes: Annotated[
-        int | None,
-        typer.Option("--scenes", help="scenes to render for training; the recipe's own number", min=16),
+        int, typer.Option("--scenes", help="scenes to render for training, once per work folder", min=64)
+    ] = 16384,
+    every_task: Annotated[
+        bool | None,
+        typer.Option(
+            "--every-task/--text-to-image",
+            help="train the whole mixture of tasks, or text to image alone; the mixture if there is a GPU",
+        ),
     ] = None,
 ) -> None:
     """Train a built-in model from its recipe, on the procedural world, from nothing."""
@@ -139,9 +145,8 @@ def train_builtin(
 
     ensure_folder(Path(work))
     console.say(f"training {name} for {minutes:g} minutes in {work}/")
-    more = {} if scenes is None else {"scenes": scenes}
     try:
-        folder = builtin.train(name, minutes=minutes, work=Path(work), **more)
+        folder = builtin.train(name, minutes=minutes, work=Path(work), scenes=scenes, every_task=every_task)
     except ValueError as error:
         if not str(error).startswith("name:"):
             raise

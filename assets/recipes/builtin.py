@@ -8,33 +8,41 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusionPipeline
-from platformdirs import user_cache_path
 
 from ...pipelines.loading import open_model
 from ...pipelines.text_to_image import TextToImage
 from . import flow, judge, unet, vae
+from .fitting import best_device
 from .latents import encoded
 from .measure import bars, prompts, sheet
 from .pool import pool
 
 MODELS = Path(__file__).parent.parent / "models"
-SCENES = 16384
-"""Scenes in the shared training pool."""
 LICENCE = "Apache-2.0"
 
 
-def train(name: str, *, minutes: float, work: Path | None = None, scenes: int = SCENES) -> Path:
-    """Train `name` for `minutes` and return the folder it was written to. `work` keeps pools and checkpoints."""
-    work = work or user_cache_path("sfumato") / "train"
+def train(
+    name: str,
+    *,
+    minutes: float,
+    work: Path,
+    scenes: int = 16384,
+    every_task: bool | None = None,
+) -> Path:
+    """Train `name` for `minutes` and return the folder it was written to. `work` keeps pools and checkpoints.
+
+    `every_task`: the whole mixture of `tasks.py` instead of text to image alone; None means "where there is a GPU".
+    """
+    every_task = best_device().type == "cuda" if every_task is None else every_task
     stages: dict[str, Callable[[], Path]] = {
-        "vae": lambda: _vae(work, minutes, scenes),
+        "vae": lambda: _vae(work, minutes, scenes, every_task),
         "judge": lambda: _judge(work, minutes),
-        "still-life": lambda: _flow(work, minutes, scenes),
+        "still-life": lambda: _flow(work, minutes, scenes, every_task),
         "still-life-unet": lambda: _unet(work, minutes, scenes),
     }
     if name not in stages:
@@ -43,8 +51,8 @@ def train(name: str, *, minutes: float, work: Path | None = None, scenes: int = 
     return stages[name]()
 
 
-def _vae(work: Path, minutes: float, scenes: int) -> Path:
-    vae.train(work, minutes=minutes, scenes=min(scenes, 4096))
+def _vae(work: Path, minutes: float, scenes: int, every_task: bool) -> Path:
+    vae.train(work, minutes=minutes, scenes=min(scenes, 4096), every_task=every_task)
     return work / "vae"
 
 
@@ -53,8 +61,8 @@ def _judge(work: Path, minutes: float) -> Path:
     return _replace(work / "judge", MODELS / "judge")
 
 
-def _flow(work: Path, minutes: float, scenes: int) -> Path:
-    trained = flow.train(work, minutes=minutes, scenes=scenes)
+def _flow(work: Path, minutes: float, scenes: int, every_task: bool) -> Path:
+    trained = flow.train(work, minutes=minutes, scenes=scenes, every_task=every_task)
     tokenizer = flow.tokenizer_for(work, pool(work, scenes))
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -122,7 +130,7 @@ def report(folder: Path) -> dict[str, dict[str, float]]:
     """Measure a saved generator on held-out captions and reserved pairs; writes report.json and sheet.png beside it."""
     make = TextToImage(open_model(folder))
 
-    def generate(texts: list[str], seeds: list[int]) -> torch.Tensor:
+    def generate(texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         return make(texts, seed=seeds[0]).pixels
 
     found = {split: bars(generate, split=split) for split in ("test", "reserved")}

@@ -1,4 +1,4 @@
-"""Train `still-life`: a flow-matching transformer in Flux's architecture with its text encoders, on text to image.
+"""Train `still-life`: a flow-matching transformer in Flux's architecture with its text encoders.
 
 x_t = (1 - t) z + t noise, the network learns noise - z (arXiv:2209.03003, eq. 1), t is logit-normal
 (arXiv:2403.03206, section 3.1). A tenth of the captions is dropped for classifier-free guidance. Prompts are padded to
@@ -7,6 +7,7 @@ a length that changes from batch to batch, since Flux attends to padding without
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +17,16 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from ..still_life.grammar import caption
 from . import networks
+from .bank import Bank, bank
 from .fitting import Fit, best_device, fit
 from .latents import encoded
 from .muon import Muon, muon_groups
 from .pool import Pool, pool
+from .tasks import TASKS
 from .text import learn, tokenize
 
-BATCH = 64
+BATCH = 32
+GPU_BATCH = 256
 DROP = 0.1
 WORDINGS = 8
 PLAIN = ("shared", "embedding", "relative_attention", "x_embedder", "norm_out", "proj_out.weight", "final")
@@ -38,24 +42,28 @@ class Flow(nn.Module):
         self.sequence: T5EncoderModel = networks.t5(vocab, end, end)
         self.pooled: CLIPTextModel = networks.clip(vocab, start, end, width=networks.POOLED_WIDTH, layers=1)
 
-    def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Velocity for packed latents x [B,L,64] at times t [B] given token ids [B,T]."""
-        side = int(x.shape[1] ** 0.5)
-        return self.transformer(
-            hidden_states=x,
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor, context: Sequence[Tensor] = ()) -> Tensor:
+        """Velocity for packed latents x [B,L,64] at times t [B], given token ids [B,T] and clean pictures [B,L,64].
+
+        A context picture's tokens follow x with its number (1 and up) as the first coordinate of their positions.
+        """
+        side, own = int(x.shape[1] ** 0.5), x.shape[1]
+        v = self.transformer(
+            hidden_states=torch.cat([x, *context], 1),
             timestep=t,
             encoder_hidden_states=self.sequence(ids)[0],
             pooled_projections=self.pooled(ids).pooler_output,
             txt_ids=torch.zeros(ids.shape[1], 3, device=x.device),
-            img_ids=grid(side, side).to(x.device),
+            img_ids=torch.cat([grid(side, side, k) for k in range(1 + len(context))]).to(x.device),
             return_dict=False,
         )[0]
+        return v[:, :own]
 
 
-def grid(rows: int, columns: int) -> Tensor:
-    """Flux's image positions [rows * columns, 3]: (0, row, column)."""
+def grid(rows: int, columns: int, picture: int = 0) -> Tensor:
+    """Flux's image positions [rows * columns, 3]: (picture, row, column)."""
     r, c = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack([torch.zeros_like(r), r, c], -1).view(-1, 3).float()
+    return torch.stack([torch.full_like(r, picture), r, c], -1).view(-1, 3).float()
 
 
 def pack(z: Tensor) -> Tensor:
@@ -84,42 +92,59 @@ def wordings(work: Path, tokenizer: CLIPTokenizer, data: Pool) -> Tensor:
     return torch.load(file, weights_only=True)
 
 
-def ids_for(known: Tensor, index: Tensor, empty: Tensor, rng: torch.Generator) -> Tensor:
-    """One wording of each scene, a share `DROP` of them empty; padded to the longest, every fourth batch in full.
+def draw(known: Tensor, empty: Tensor, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Scenes [batch] and one wording of each [batch, T]; a share `DROP` of the wordings is empty.
 
-    Padded lengths are multiples of 8, so that a batch has few shapes.
+    Four times as many are drawn and sorted by length, and one quarter is taken, so that texts of one batch are about
+    equally long. They are padded to the longest, in multiples of 8, and in every fourth batch in full.
     """
-    place = rng.device
-    pick = torch.randint(known.shape[1], (len(index),), generator=rng, device=place)
-    ids = known[index, pick].long()
-    dropped = torch.rand(len(index), generator=rng, device=place) < DROP
+    place, many = rng.device, 4 * batch
+    index = torch.randint(len(known), (many,), generator=rng, device=place)
+    ids = known[index, torch.randint(known.shape[1], (many,), generator=rng, device=place)].long()
+    used = (ids != empty[-1]).sum(1) + 1
+    at = torch.randint(4, (), generator=rng, device=place) * batch
+    chosen = used.argsort()[at : at + batch]
+    index, ids, used = index[chosen], ids[chosen], used[chosen]
+    dropped = torch.rand(batch, generator=rng, device=place) < DROP
     ids = torch.where(dropped[:, None], empty, ids)
     if torch.rand((), generator=rng, device=place) < 0.25:
-        return ids
-    used = (ids != empty[-1]).sum(1).amax() + 1
-    return ids[:, : int(-(-used // 8) * 8)]
+        return index, ids
+    return index, ids[:, : int(-(-used.amax() // 8) * 8)]
 
 
-def train(work: Path, *, minutes: float, scenes: int = 16384) -> Flow:
-    """Train on `work`'s pool and autoencoder; the averaged weights are returned and stay in `work/flow-run`."""
+def train(work: Path, *, minutes: float, every_task: bool, scenes: int = 16384) -> Flow:
+    """Train on `work`'s pool and autoencoder; the averaged weights are returned and stay in `work/flow-run`.
+
+    Text to image alone, or with `every_task` the whole mixture of `tasks.py`. An earlier run goes on.
+    """
     data, place = pool(work, scenes), best_device()
-    z = encoded(work, AutoencoderKL.from_pretrained(work / "vae"), data, "train").to(place)
+    vae = AutoencoderKL.from_pretrained(work / "vae")
     tokenizer = tokenizer_for(work, data)
-    known = wordings(work, tokenizer, data).to(place)
     empty = tokenize(tokenizer, [""], networks.TEXT_TOKENS)[0].to(place)
+    if every_task:
+        stock = bank(work, vae, tokenizer, data.scenes, place)
+    else:
+        z = encoded(work, vae, data, "train").to(place)
+        stock = Bank({"rgb": z}, {"text-to-image": wordings(work, tokenizer, data).to(place)})
+    batch = BATCH if place.type == "cpu" else GPU_BATCH
+    shares = torch.tensor([TASKS[name].share for name in stock.ids])
     torch.manual_seed(1)
     model = Flow(tokenizer).to(place)
 
     def loss(step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        index = torch.randint(len(data), (BATCH,), generator=rng, device=place)
-        clean = pack(z[index].float())
+        name = list(stock.ids)[
+            int(torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(step)))
+        ]
+        task = TASKS[name]
+        index, ids = draw(stock.ids[name], empty, batch, rng)
+        clean = pack(stock.latents[task.target][index].float())
+        context = [pack(stock.latents[picture][index].float()) for picture in task.context]
         noise = torch.randn(clean.shape, generator=rng, device=place)
-        t = torch.randn(BATCH, generator=rng, device=place).sigmoid()
-        ids = ids_for(known, index, empty, rng)
+        t = torch.randn(batch, generator=rng, device=place).sigmoid()
         x = torch.lerp(clean, noise, t.view(-1, 1, 1))
-        error = (model(x, t, ids) - (noise - clean)).square().mean((1, 2))
+        error = (model(x, t, ids, context) - (noise - clean)).square().mean((1, 2))
         return {"loss": error.mean(), "late": error[t > 0.7].mean(), "early": error[t < 0.3].mean()}
 
     optimiser = Muon(muon_groups(model, plain=PLAIN), weight_decay=0.01)
-    settings = Fit(minutes, lr=1.5e-3, ema=0.999, warmup=200)
+    settings = Fit(minutes, lr=2e-3, ema=0.999, warmup=200)
     return fit(model, optimiser, loss, settings, work / "flow-run").cpu()

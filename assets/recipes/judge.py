@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,10 +15,11 @@ from torch.nn import functional as F
 from ..still_life.judge import CELLS, PICTURE_HEADS, SIZE, THING_HEADS, Judge, nearest_relation, read, split
 from ..still_life.scene import Scene
 from .fitting import Fit, best_device, fit
+from .muon import Muon, muon_groups
 from .pool import Pool, pool
 
-BATCH = 48
-NOTHING = 6
+BATCH = 32
+NOTHING = 4
 """Pictures of nothing in a batch."""
 FIRST_SEED = 2_000_000
 HELD_OUT_SEED = 3_000_000
@@ -37,7 +39,8 @@ def targets(scenes: list[Scene]) -> tuple[Tensor, Tensor, dict[str, Tensor], dic
     """Centre heat [B,16,16]; places of things [N,3] (image, row, column); their words; the pictures' words."""
     heat = torch.zeros(len(scenes), CELLS, CELLS)
     axis = torch.arange(CELLS)
-    where, words = [], {k: [] for k in [*THING_HEADS, "position"]}
+    where: list[tuple[int, int, int]] = []
+    words: dict[str, list[Any]] = {k: [] for k in [*THING_HEADS, "position"]}
     for i, scene in enumerate(scenes):
         for thing, (row, column) in zip(scene.things, cells(scene), strict=True):
             spread = torch.exp(-((axis[:, None] - row) ** 2 + (axis[None] - column) ** 2) / 1.2)
@@ -130,13 +133,13 @@ def measure(net: Judge, data: Pool) -> dict[str, float]:
     return {k: round(right[k] / max(1, total[k]), 4) for k in right}
 
 
-def train(work: Path, *, minutes: float, scenes: int = 12288, width: int = 24) -> Judge:
+def train(work: Path, *, minutes: float, scenes: int = 10240, width: int = 24) -> Judge:
     """Train and save to `work/judge`: `judge.safetensors` (fp16), `config.json`, `report.json`."""
     data = pool(work, scenes, first_seed=FIRST_SEED)
     torch.manual_seed(2)
     place = best_device()
     net = Judge(width).to(place, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
+    optimiser = Muon(muon_groups(net, plain=("stem", "things", "picture")), weight_decay=0.01)
 
     def loss(step: int, rng: torch.Generator) -> dict[str, Tensor]:
         dice = torch.Generator().manual_seed(step)

@@ -7,7 +7,7 @@ setting and relation, and the number of things.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def match(scene: Scene, reading: Reading) -> list[Seen | None]:
     """The read thing that stands for each thing of the scene, chosen for the greatest agreement."""
     found: list[Seen | None] = [*reading.things, *[None] * len(scene.things)]
 
-    def score(order: tuple[Seen | None, ...]) -> float:
+    def score(order: Iterable[Seen | None]) -> float:
         pairs = [(s, t) for s, t in zip(order, scene.things, strict=True) if s]
         return sum((s.shape == t.shape) + (s.color == t.color) + 0.1 * (s.size == t.size) for s, t in pairs)
 

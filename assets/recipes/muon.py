@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        groups: Iterable[dict[str, object]],
+        groups: Iterable[dict[str, Any]],
         *,
         lr: float = 1e-3,
         momentum: float = 0.95,
@@ -49,11 +50,11 @@ class Muon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
             (self._muon if group["hidden"] else self._adamw)(group)
 
-    def _muon(self, group: dict[str, object]) -> None:
+    def _muon(self, group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for p in group["params"]:
@@ -68,7 +69,7 @@ class Muon(torch.optim.Optimizer):
             for p, u in zip(params, update, strict=True):
                 p.mul_(1 - lr * group["weight_decay"]).add_(u.view(shape), alpha=-lr)
 
-    def _adamw(self, group: dict[str, object]) -> None:
+    def _adamw(self, group: dict[str, Any]) -> None:
         b1, b2 = group["betas"]
         for p in group["params"]:
             if p.grad is None:
@@ -83,9 +84,10 @@ class Muon(torch.optim.Optimizer):
             p.addcdiv_(state["mean"], size, value=-group["lr"] / (1 - b1 ** state["step"]))
 
 
-def muon_groups(module: nn.Module, *, plain: tuple[str, ...] = ()) -> list[dict[str, object]]:
+def muon_groups(module: nn.Module, *, plain: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Split a module's parameters: matrices and kernels [O,I,H,W] whose name holds none of `plain` are hidden."""
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, p in module.named_parameters():
         if p.requires_grad:
             (hidden if p.ndim in (2, 4) and not any(word in name for word in plain) else rest).append(p)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..still_life.render import render
 from ..still_life.sampling import sample_scene
 from ..still_life.scene import Scene
+from .fitting import best_device
 
 PIECE = 64
 
@@ -37,9 +39,32 @@ class Pool:
         return len(self.scenes)
 
 
-def pool(folder: Path, count: int, *, split: str = "train", size: int = 128, first_seed: int = 0) -> Pool:
-    """Render what is missing of `count` scenes with seeds first_seed, first_seed + 1, ... and open the pool."""
-    folder = folder / f"{split}-{size}-{count}-{first_seed}"
+def plain(scenes: list[Scene], size: int) -> Tensor:
+    """Renders [B,3,H,W] on the best device."""
+    rgb = render(scenes, size=size, device=best_device()).rgb
+    assert rgb is not None  # asked for by default
+    return rgb
+
+
+Draw = Callable[[list[Scene], list[int]], Tensor]
+"""(scenes, seeds) -> the pictures [B,3,H,W] in 0..1 that a pool keeps of them."""
+
+
+def pool(
+    folder: Path,
+    count: int,
+    *,
+    split: str = "train",
+    size: int = 128,
+    first_seed: int = 0,
+    name: str = "",
+    draw: Draw | None = None,
+) -> Pool:
+    """Render what is missing of `count` scenes with seeds first_seed, first_seed + 1, ... and open the pool.
+
+    A pool of other pictures than plain renders has a `name` and says how to `draw` them.
+    """
+    folder = folder / f"{name or split}-{size}-{count}-{first_seed}"
     folder.mkdir(parents=True, exist_ok=True)
     data, listing = folder / "images.npy", folder / "scenes.jsonl"
     if not data.exists():
@@ -53,9 +78,10 @@ def pool(folder: Path, count: int, *, split: str = "train", size: int = 128, fir
         listing.write_text("".join(line + "\n" for line in lines[:done]))
         for at in range(done, count, PIECE):
             stop = min(at + PIECE, count)
-            scenes = [sample_scene(first_seed + i, split=split) for i in range(at, stop)]
-            rgb = render(scenes, size=size).rgb
-            images[at:stop] = rgb.mul(255).round_().byte().permute(0, 2, 3, 1).numpy()
+            seeds = [first_seed + i for i in range(at, stop)]
+            scenes = [sample_scene(seed, split=split) for seed in seeds]
+            rgb = draw(scenes, seeds) if draw else plain(scenes, size)
+            images[at:stop] = rgb.mul(255).round_().byte().permute(0, 2, 3, 1).cpu().numpy()
             with listing.open("a") as out:
                 out.writelines(json.dumps(s.to_dict()) + "\n" for s in scenes)
         rate = (count - done) / (time.monotonic() - begin)

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import networks
 from .fitting import Fit, best_device, fit
-from .flow import ids_for, tokenizer_for, wordings
+from .flow import draw, tokenizer_for, wordings
 from .latents import encoded
 from .muon import Muon, muon_groups
 from .pool import pool
@@ -60,12 +60,11 @@ def train(work: Path, *, minutes: float, scenes: int = 16384) -> Unet:
     model = Unet(tokenizer).to(place, memory_format=torch.channels_last)
 
     def loss(step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        index = torch.randint(len(data), (BATCH,), generator=rng, device=place)
+        index, ids = draw(known, empty, BATCH, rng)
         clean = z[index].float()
         noise = torch.randn(clean.shape, generator=rng, device=place)
         k = torch.randint(len(alphas), (BATCH,), generator=rng, device=place)
         a = alphas[k].view(-1, 1, 1, 1)
-        ids = ids_for(known, index, empty, rng)
         error = (model(a.sqrt() * clean + (1 - a).sqrt() * noise, k, ids) - noise).square().mean((1, 2, 3))
         snr = alphas[k] / (1 - alphas[k])
         weight = snr.clamp(max=SNR_CAP) / snr

@@ -49,7 +49,9 @@ class Camera:
     def __post_init__(self) -> None:
         for f in fields(self):
             if not -1e6 <= getattr(self, f.name) <= 1e6:
-                raise ValueError(f"{f.name} must be a finite number, at most 1e6, got {getattr(self, f.name)}")
+                raise ValueError(
+                    f"{f.name} must be a finite number, at most 1e6, got {getattr(self, f.name)}"
+                )
         if not 0.0 < self.fov_deg < 170.0:
             raise ValueError(f"fov_deg must be in (0, 170), got {self.fov_deg}")
         if not -89.0 <= self.elevation_deg <= 89.0:

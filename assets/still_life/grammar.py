@@ -6,6 +6,7 @@ synonyms, word orders and left-out attributes. Lower-case ASCII.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from .camera import view_name
@@ -25,7 +26,7 @@ from .words import (
     UNDER_WORDS,
 )
 
-__all__ = ["caption", "describe", "parse"]
+__all__ = ["article", "caption", "describe", "parse"]
 
 
 def caption(scene: Scene, seed: int | None = None) -> str:
@@ -60,7 +61,12 @@ def describe(thing: Thing, rng: Random | None = None, *, definite: bool = False)
     if rng is not None and rng.random() < 0.12:
         rng.shuffle(words)
     words.append(_pick(rng, NOUNS[thing.shape]))
-    return f"{'an' if words[0] in ARTICLE_AN else 'a'} {' '.join(words)}{tail}"
+    return f"{article(words)}{tail}"
+
+
+def article(words: Sequence[str]) -> str:
+    """The words with "a" or "an" before them."""
+    return f"{'an' if words[0] in ARTICLE_AN else 'a'} {' '.join(words)}"
 
 
 def _objects(scene: Scene, rng: Random | None) -> str:
@@ -69,13 +75,16 @@ def _objects(scene: Scene, rng: Random | None) -> str:
         return " and ".join(names)
     first = scene.relations[0]
     told = _relate(names[first.subject], first.relation, names[first.object], rng)
+    known = {first.subject, first.object}
     for rel in scene.relations[1:]:
-        anchor = describe(scene.things[rel.object], definite=True)
-        if rng is not None and rng.random() < 0.2:
-            told += f" with {names[rel.subject]} {_pick(rng, RELATION_WORDS[rel.relation])} {anchor}"
-        else:
-            told += f" and {names[rel.subject]} {_pick(rng, RELATION_WORDS[rel.relation])} {anchor}"
-    return told
+        subject, anchor = (
+            describe(scene.things[i], definite=True) if i in known else names[i]
+            for i in (rel.subject, rel.object)
+        )
+        joint = "with" if rng is not None and rng.random() < 0.2 else "and"
+        told += f" {joint} {subject} {_pick(rng, RELATION_WORDS[rel.relation])} {anchor}"
+        known |= {rel.subject, rel.object}
+    return " and ".join([told, *(name for i, name in enumerate(names) if i not in known)])
 
 
 def _relate(subject: str, relation: str, anchor: str, rng: Random | None) -> str:

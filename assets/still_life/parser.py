@@ -15,7 +15,6 @@ from .scene import (
     LIGHT_COLORS,
     LIGHT_DIRECTIONS,
     MATERIALS,
-    RELATIONS,
     SETTINGS,
     SHAPES,
     SIZES,

@@ -110,10 +110,11 @@ def _width(thing: Thing, height: float) -> float:
     return -1.0
 
 
-def framed(scene: Scene) -> bool:
+def framed(scene: Scene, distance: float = 5.9, *, around: bool = True) -> bool:
     """True when all outlines lie inside the front view, and nearly so in the side and back views."""
-    for azimuth, limit in ((0.0, 0.93), (90.0, 1.0), (180.0, 1.0), (270.0, 1.0)):
-        camera = Camera(azimuth_deg=azimuth)
+    views = ((0.0, 0.93), (90.0, 1.0), (180.0, 1.0), (270.0, 1.0)) if around else ((0.0, 1.0),)
+    for azimuth, limit in views:
+        camera = Camera(azimuth_deg=azimuth, distance=distance)
         (rx, ry, _), _, _ = camera.axes()
         for t in scene.things:
             x, y, z = t.position

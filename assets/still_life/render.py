@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import max_pool2d
 
 from .scene import Scene
 from .shading import Samples, shade
-from .surroundings import table
-from .tracing import Pack, dot, pack, take
+from .surroundings import looks_of
+from .tracing import Pack, dot, pack, spread, take
 
 FAR = 100.0
 """Depth written for the sky, world units."""
@@ -40,6 +40,16 @@ class Truth:
     boxes: list[Tensor]
     """Per scene [N,4] pixel x0 y0 x1 y1 of the visible part (ends exclusive), 0 where hidden; on the CPU."""
 
+    @property
+    def masks(self) -> list[Tensor]:
+        """Per scene [N,H,W] bool, True where thing i is visible; needs the map "ids"."""
+        if self.ids is None:
+            raise ValueError('masks are made from ids: render with maps=("ids", ...)')
+        each = zip(self.ids, self.boxes, strict=True)
+        return [
+            ids == torch.arange(2, 2 + len(boxes), device=ids.device)[:, None, None] for ids, boxes in each
+        ]
+
 
 def render(
     scenes: Sequence[Scene],
@@ -60,9 +70,8 @@ def render(
     step = max(1, CHUNK_PIXELS["cpu" if target.type == "cpu" else "cuda"] // (height * width))
     parts: list[dict[str, Tensor]] = []
     with torch.inference_mode():
-        looks = table(target)
         for start in range(0, len(scenes), step):
-            parts.append(_chunk(pack(scenes[start : start + step], target), looks, height, width, maps))
+            parts.append(_chunk(pack(scenes[start : start + step], target), height, width, maps))
     # Outside inference mode, so that callers may train on the result.
     full = {m: torch.cat([part[m] for part in parts]) for m in {*maps, "ids"}}
     boxes = _boxes(full["ids"], [len(s.things) for s in scenes])
@@ -70,30 +79,38 @@ def render(
     return Truth(wanted["rgb"], wanted["depth"], wanted["normals"], wanted["ids"], wanted["lines"], boxes)
 
 
-def _rays(p: Pack, scene: Tensor, x: Tensor, y: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def rays(
+    p: Pack, scene: Tensor, x: Tensor, y: Tensor, size: tuple[int, int], area: int = 0
+) -> tuple[Tensor, Tensor]:
     """Origins and unit directions [3,R] through pixel positions x, y (centres at +0.5)."""
     height, width = size
-    scale = take(p.tan * 2 / min(height, width), scene)
-    axes = take(p.axes, scene)
-    d = axes[2] + (x - width / 2) * scale * axes[0] + (y - height / 2) * scale * axes[1]
-    return take(p.eye, scene), d * dot(d, d).rsqrt()
+    scale = p.tan * 2 / min(height, width)
+    right, down = spread(p.axes[0] * scale, scene, area), spread(p.axes[1] * scale, scene, area)
+    d = spread(p.axes[2], scene, area) + (x - width / 2) * right + (y - height / 2) * down
+    return spread(p.eye, scene, area), d * dot(d, d).rsqrt()
 
 
-def _chunk(p: Pack, looks: Tensor, height: int, width: int, maps: Sequence[str]) -> dict[str, Tensor]:
+def pixels(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Scene, x and y [R] of every pixel centre of `count` pictures."""
+    scene = torch.arange(count, device=device).repeat_interleave(height * width)
+    x = torch.arange(width, device=device).float().add(0.5).repeat(count * height)
+    y = torch.arange(height, device=device).float().add(0.5).repeat_interleave(width).repeat(count)
+    return scene, x, y
+
+
+def _chunk(p: Pack, height: int, width: int, maps: Sequence[str]) -> dict[str, Tensor]:
     count, device = p.setting.numel(), p.setting.device
-    area = height * width
-    pixel = torch.arange(area, device=device).repeat(count)
-    scene = torch.arange(count, device=device).repeat_interleave(area)
-    x, y = (pixel % width).float() + 0.5, torch.div(pixel, width, rounding_mode="floor").float() + 0.5
-    o, d = _rays(p, scene, x, y, (height, width))
-    seen = shade(p, looks, scene, o, d)
+    area, looks = height * width, looks_of(p)
+    scene, x, y = pixels(count, height, width, device)
+    o, d = rays(p, scene, x, y, (height, width), area)
+    seen = shade(p, looks, scene, o, d, area=area)
     grid = (count, 1, height, width)
     out = {"ids": seen.ids.reshape(grid)}
     if "rgb" in maps:
         rgb = _smoothed(p, looks, seen, (scene, x, y), (height, width))
         out["rgb"] = rgb.reshape(3, count, height, width).transpose(0, 1).contiguous()
     if "depth" in maps or "lines" in maps:
-        depth = torch.where(seen.ids > 0, seen.t * dot(d, take(p.axes[2], scene)), FAR)
+        depth = torch.where(seen.ids > 0, seen.t * dot(d, spread(p.axes[2], scene, area)), FAR)
         out["depth"] = depth.reshape(grid)
     if "normals" in maps or "lines" in maps:
         camera = torch.stack([dot(seen.normal, take(p.axes[k], scene)) for k in range(3)])
@@ -111,7 +128,7 @@ def _smoothed(
     count = p.setting.numel()
     image = rgb.reshape(3, count, *size).transpose(0, 1)
     ids = seen.ids.reshape(count, 1, *size)
-    edge = _contrast(image).amax(1, keepdim=True) > EDGE
+    edge = _contrast(image) > EDGE
     edge |= _contrast(ids.float()) > 0
     m = torch.nonzero(edge.flatten()).flatten()
     if not m.numel():
@@ -120,18 +137,25 @@ def _smoothed(
     dx = x.new_tensor([[-0.125], [0.375], [-0.375], [0.125]])
     dy = x.new_tensor([[-0.375], [-0.125], [0.125], [0.375]])
     scene4 = scene.repeat(4)
-    o, d = _rays(p, scene4, (x + dx).flatten(), (y + dy).flatten(), size)
+    o, d = rays(p, scene4, (x + dx).flatten(), (y + dy).flatten(), size)
     fine = shade(p, looks, scene4, o, d).rgb.clamp(0, 1).reshape(3, 4, -1)
     rgb[:, m] = fine.mean(1)
     return rgb
 
 
 def _contrast(image: Tensor) -> Tensor:
-    """Greatest absolute difference to the four neighbours, [B,C,H,W]."""
-    right = (image[..., :, 1:] - image[..., :, :-1]).abs()
-    down = (image[..., 1:, :] - image[..., :-1, :]).abs()
-    across = torch.maximum(pad(right, (0, 1)), pad(right, (1, 0)))
-    return torch.maximum(across, torch.maximum(pad(down, (0, 0, 0, 1)), pad(down, (0, 0, 1, 0))))
+    """Greatest absolute difference of any channel to the four neighbours, [B,C,H,W] -> [B,1,H,W]."""
+    right = (image[..., :, 1:] - image[..., :, :-1]).abs().amax(1, keepdim=True)
+    down = (image[..., 1:, :] - image[..., :-1, :]).abs().amax(1, keepdim=True)
+    out = torch.zeros_like(image[:, :1])
+    for part, step in (
+        (out[..., :-1], right),
+        (out[..., 1:], right),
+        (out[..., :-1, :], down),
+        (out[..., 1:, :], down),
+    ):
+        part.copy_(torch.maximum(part, step))
+    return out
 
 
 def _lines(ids: Tensor, depth: Tensor, normals: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def from_record(data: Any, kind: type) -> dict[str, Any]:
     """`data` as keyword arguments of `kind`, keys and types checked."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{kind.__name__} must be a mapping, got {type(data).__name__}")
-    known = {f.name: f.type for f in fields(kind)}
+    known = {f.name: str(f.type) for f in fields(kind)}
     if not set(known) - set(OPTIONAL) <= set(data) <= set(known):
         got = sorted(map(str, data))
         raise ValueError(f"{kind.__name__} needs exactly the keys {sorted(known)}, got {got}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .scene import MATERIALS
 from .surroundings import GROUND_RADIUS, ground, mirror, sky, smooth
-from .tracing import Pack, dot, normals, shadow, take, trace
+from .tracing import Pack, dot, normals, power, shadow, take, trace
 
 
 class Samples(NamedTuple):
@@ -21,26 +21,36 @@ class Samples(NamedTuple):
     normal: Tensor  # [3,R] world axes, 0 for sky
 
 
-def shade(p: Pack, looks: Tensor, scene: Tensor, o: Tensor, d: Tensor) -> Samples:
-    """Trace and colour rays o + t d; scene [R] tells the scene of each."""
-    hits = trace(p, scene, o, d)
+class Meeting(NamedTuple):
+    t: Tensor  # [R] distance along the ray, inf for sky
+    ids: Tensor  # [R] 0 sky, 1 ground, 2 + slot for things
+
+
+def meet(p: Pack, scene: Tensor, o: Tensor, d: Tensor, area: int = 0) -> Meeting:
+    """What rays o + t d meet first."""
+    hits = trace(p, scene, o, d, area)
     t_ground = -o[2] / d[2]
-    at = o + t_ground * d
-    on_disc = (t_ground > 0) & (at[0] * at[0] + at[1] * at[1] < GROUND_RADIUS**2)
+    at_x, at_y = o[0] + t_ground * d[0], o[1] + t_ground * d[1]
+    on_disc = (t_ground > 0) & (at_x * at_x + at_y * at_y < GROUND_RADIUS**2)
     t_ground = torch.where(on_disc, t_ground, torch.inf)
-    is_thing = hits.t < t_ground
-    t = torch.minimum(hits.t, t_ground)
-    ids = torch.where(is_thing, hits.thing % p.slots + 2, on_disc.long())
+    ids = torch.where(hits.t < t_ground, hits.thing % p.slots + 2, on_disc.long())
+    return Meeting(torch.minimum(hits.t, t_ground), ids)
+
+
+def shade(p: Pack, looks: Tensor, scene: Tensor, o: Tensor, d: Tensor, *, area: int = 0) -> Samples:
+    """Trace and colour rays o + t d; scene [R] tells the scene of each, looks [15,B] comes from `looks_of`."""
+    hits = meet(p, scene, o, d, area)
+    t, ids = hits.t, hits.ids
     rgb, normal = torch.zeros_like(d), torch.zeros_like(d)
 
     m = torch.nonzero(ids == 0).flatten()
     rgb[:, m] = tone(sky(p, looks, take(scene, m), take(d, m)))
     m = torch.nonzero(ids == 1).flatten()
-    rgb[:, m] = tone(_lit_ground(p, looks, take(scene, m), take(at, m), take(d, m)))
+    rgb[:, m] = tone(_lit_ground(p, looks, take(scene, m), take(o, m) + take(t, m) * take(d, m), take(d, m)))
     normal[2] = (ids == 1).to(d.dtype)
-    m = torch.nonzero(is_thing).flatten()
+    m = torch.nonzero(ids > 1).flatten()
     points = take(o, m) + take(t, m) * take(d, m)
-    thing = take(hits.thing, m)
+    thing = take(scene, m) * p.slots + take(ids, m) - 2
     n = normals(p, thing, points)
     normal[:, m] = n
     rgb[:, m] = tone(_lit_thing(p, looks, thing, points, n, take(d, m)))
@@ -51,7 +61,7 @@ def tone(light: Tensor) -> Tensor:
     """Linear light to sRGB, with a soft shoulder above 0.75."""
     over = (light - 0.75).clamp_min(0)
     x = light.clamp(0, 0.75) + 0.25 * over / (over + 0.25)
-    return torch.where(x <= 0.0031308, 12.92 * x, 1.055 * x.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
+    return torch.where(x <= 0.0031308, 12.92 * x, 1.055 * power(x, 1 / 2.4) - 0.055)
 
 
 def _occlusion(p: Pack, scene: Tensor, points: Tensor, n: Tensor | None, own: Tensor | None) -> Tensor:
@@ -70,19 +80,17 @@ def _occlusion(p: Pack, scene: Tensor, points: Tensor, n: Tensor | None, own: Te
 
 def _lit_ground(p: Pack, looks: Tensor, scene: Tensor, points: Tensor, d: Tensor) -> Tensor:
     albedo, haze = ground(p, looks, scene, points)
-    look = take(looks, p.setting)
     lit = shadow(p, scene, points, torch.full_like(scene, -1))
-    key = take(look[13] * p.light[2] * 1.05 * p.tint, scene) * lit
-    soft = take(look[14] * (1 + 0.3 * (p.tint - 1)), scene) * _occlusion(p, scene, points, None, None)
+    key = take(looks[13] * p.light[2] * 1.05 * p.tint, scene) * lit
+    soft = take(looks[14] * (1 + 0.3 * (p.tint - 1)), scene) * _occlusion(p, scene, points, None, None)
     color = albedo * (key + soft)
     # At the rim the ground takes the colour of the sky just above it.
-    horizon = take(look[3:6] * (1 + 0.35 * (p.tint - 1)), scene)
+    horizon = take(looks[3:6] * (1 + 0.35 * (p.tint - 1)), scene)
     return torch.lerp(color, horizon, haze)
 
 
 def _lit_thing(p: Pack, looks: Tensor, thing: Tensor, points: Tensor, n: Tensor, d: Tensor) -> Tensor:
     scene = torch.div(thing, p.slots, rounding_mode="floor")
-    look = take(looks, p.setting)
     light, tint = take(p.light, scene), take(p.tint, scene)
     facing = dot(n, light)
     lit = torch.zeros_like(facing)
@@ -92,10 +100,10 @@ def _lit_thing(p: Pack, looks: Tensor, thing: Tensor, points: Tensor, n: Tensor,
     # Light from the sky above, some bounced from the ground, less near the ground.
     up = 0.5 + 0.5 * n[2]
     contact = 0.45 + 0.55 * smooth(points[2] / 0.35, 0.0, 1.0)
-    bounce = take(look[6:9], scene) * 0.5 * (1 - up) * contact
-    soft = (take(look[14], scene) * (0.55 + 0.45 * up) * tint.sub(1).mul(0.3).add(1) + bounce) * left
+    bounce = take(looks[6:9], scene) * 0.5 * (1 - up) * contact
+    soft = (take(looks[14], scene) * (0.55 + 0.45 * up) * tint.sub(1).mul(0.3).add(1) + bounce) * left
     # Night stays dim, but colours on things must stay readable.
-    strength = take(look[13].clamp_min(0.8), scene)
+    strength = take(looks[13].clamp_min(0.8), scene)
     key = strength * 1.05 * facing.clamp_min(0) * lit * tint
     albedo = take(p.color, thing)
     color = albedo * (key + soft)
@@ -110,7 +118,7 @@ def _lit_thing(p: Pack, looks: Tensor, thing: Tensor, points: Tensor, n: Tensor,
         seen = mirror(p, looks, take(thing, glossy), take(points, glossy), bounce_dir) * (
             0.35 + 0.65 * take(left, glossy)
         )
-        fresnel = (1 - cosine.clamp(0, 1)) ** 4
+        fresnel = (1 - cosine.clamp(0, 1)).square().square()
         sharp = smooth(dot(bounce_dir, take(light, glossy)), 0.955, 0.975) * take(lit, glossy)
         base = take(color, glossy)
         shine = (

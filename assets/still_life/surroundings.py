@@ -49,6 +49,13 @@ def table(device: torch.device) -> Tensor:
     return torch.stack(rows, 1).to(device)
 
 
+def looks_of(p: Pack) -> Tensor:
+    """The look [15,B] of each scene: its setting's, moved towards the night's by its dusk."""
+    known = table(p.dusk.device)
+    night = take(known, torch.full_like(p.setting, SETTINGS.index("night")))
+    return torch.lerp(take(known, p.setting), night, p.dusk)
+
+
 def smooth(x: Tensor, low: float, high: float) -> Tensor:
     """Smooth step from 0 at `low` to 1 at `high`."""
     u = ((x - low) / (high - low)).clamp(0, 1)
@@ -57,24 +64,32 @@ def smooth(x: Tensor, low: float, high: float) -> Tensor:
 
 def sky(p: Pack, looks: Tensor, scene: Tensor, d: Tensor) -> Tensor:
     """Colour [3,R] of the sky along unit rays d of `scene` [R]."""
-    look = take(looks, p.setting)
     t = smooth(d[2], -0.22, 0.12)
     # The light's colour tints the air a little, so that it shows in the whole picture.
     tint = take(1 + 0.35 * (p.tint - 1), scene)
-    out = torch.lerp(take(look[3:6], scene), take(look[0:3], scene), t) * tint
+    out = torch.lerp(take(looks[3:6], scene), take(looks[0:3], scene), t) * tint
     setting = take(p.setting, scene)
-    night = torch.nonzero(setting == SETTINGS.index("night")).flatten()
+    dark = torch.where(p.setting == SETTINGS.index("night"), 1.0, p.dusk)
+    night = torch.nonzero(take(dark, scene)).flatten()
     if night.numel():
-        out[:, night] += _stars(take(d, night), take(p.phase, take(scene, night)))
+        stars = _stars(take(d, night), take(p.phase, take(scene, night)))
+        out[:, night] += stars * take(dark, take(scene, night))
     cloudy = torch.nonzero(setting == SETTINGS.index("meadow")).flatten()
     if cloudy.numel():
-        out[:, cloudy] = _clouds(take(out, cloudy), take(d, cloudy), take(p.phase, take(scene, cloudy)))
+        out[:, cloudy] = _clouds(p, take(out, cloudy), take(d, cloudy), take(scene, cloudy))
     return out
+
+
+def bearing(d: Tensor) -> Tensor:
+    """Angle of d from the +y axis towards +x, -pi..pi; see `power` for why not atan2."""
+    side = torch.atan(d[0].abs() / d[1].abs().clamp_min(1e-20))
+    return torch.where(d[1] > 0, side, torch.pi - side) * torch.where(d[0] < 0, -1.0, 1.0)
 
 
 def _stars(d: Tensor, phase: Tensor) -> Tensor:
     """Sparse soft stars, and a moon over the back of the stage."""
-    u = torch.atan2(d[0], d[1]) * 10.0 + phase
+    angle = bearing(d) * 10.0
+    u = angle + phase
     v = d[2] * 14.0
     cu, cv = u.floor(), v.floor()
     noise = torch.sin(cu * 127.1 + cv * 311.7 + phase.floor() * 7.3) * 43.7
@@ -82,18 +97,21 @@ def _stars(d: Tensor, phase: Tensor) -> Tensor:
     gap = (u - cu - 0.2 - 0.6 * (2.2 * (a - 0.55)).clamp(0, 1)).square() * 2.4 + (
         v - cv - 0.2 - 0.6 * b
     ).square()
-    star = torch.exp(-gap * 90) * (a > 0.55) * 0.5
+    # Straight behind, where the angle jumps by a full turn, no star is cut in two.
+    whole = (cu != (10 * torch.pi + phase).floor()) & (cu != (phase - 10 * torch.pi).floor())
+    star = torch.exp(-gap * 90) * ((a > 0.55) & whole) * 0.5
     side = 0.19 * torch.sin(phase)
-    moon = (d[0] - side) ** 2 + (d[2] + 0.045) ** 2
+    moon = (d[0] - side).square() + (d[2] + 0.045).square()
     glow = torch.where(d[1] > 0, smooth(-moon, -0.0022, -0.0013) * 0.8 + torch.exp(-moon * 60) * 0.05, 0.0)
     return (star + glow) * d.new_tensor([[1.0], [0.97], [0.86]])
 
 
-def _clouds(base: Tensor, d: Tensor, phase: Tensor) -> Tensor:
-    u = torch.atan2(d[0], d[1])
+def _clouds(p: Pack, base: Tensor, d: Tensor, scene: Tensor) -> Tensor:
+    phase = take(p.phase, scene)
+    u = bearing(d)
     wave = torch.sin(6.0 * u + phase) + torch.sin(11.0 * u - 2 * phase + 9.0 * d[2])
     wave = wave + 1.6 * torch.sin(26.0 * d[2] + 1.7 * phase + 2.0 * torch.sin(3.0 * u + phase))
-    return base + (1 - base) * (0.55 * smooth(wave, 0.2, 2.6))
+    return base + (1 - base) * (0.55 * (1 - take(p.dusk, scene)) * smooth(wave, 0.2, 2.6))
 
 
 def ground(p: Pack, looks: Tensor, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,10 +123,9 @@ def ground(p: Pack, looks: Tensor, scene: Tensor, points: Tensor) -> tuple[Tenso
     ripple = torch.sin(4.6 * y + 0.5 * torch.sin(1.7 * x + phase) + phase) + 0.4 * wave
     wave = torch.where(sea, ripple, wave)
     mix = 0.5 + 0.25 * wave
-    look = take(looks, p.setting)
-    albedo = torch.lerp(take(look[6:9], scene), take(look[9:12], scene), mix.clamp(0, 1))
+    albedo = torch.lerp(take(looks[6:9], scene), take(looks[9:12], scene), mix.clamp(0, 1))
     rim = smooth((x * x + y * y).sqrt(), 2.5, GROUND_RADIUS)
-    return albedo, rim * take(look[12], scene)
+    return albedo, rim * take(looks[12], scene)
 
 
 def mirror(p: Pack, looks: Tensor, thing: Tensor, points: Tensor, d: Tensor) -> Tensor:
@@ -118,13 +135,13 @@ def mirror(p: Pack, looks: Tensor, thing: Tensor, points: Tensor, d: Tensor) -> 
     at the key light, and two upright light panels, which give every upright wall a streak.
     """
     scene = torch.div(thing, p.slots, rounding_mode="floor")
-    look = take(looks, p.setting)
     d = d + 0.55 * (points - take(p.centre, thing)) / take(p.radius, thing)
     d = d * (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]).rsqrt()
     up = d[2]
-    low = 0.4 * take(look[6:9], scene) + 0.16
+    low = 0.4 * take(looks[6:9], scene) + 0.16
     high = (
-        0.55 * torch.lerp(take(look[3:6], scene) * 1.15, take(look[0:3], scene) * 0.6, smooth(up, 0.0, 0.55))
+        0.55
+        * torch.lerp(take(looks[3:6], scene) * 1.15, take(looks[0:3], scene) * 0.6, smooth(up, 0.0, 0.55))
         + 0.22
     )
     out = torch.lerp(low, high, smooth(up, 0.02, 0.1))
@@ -141,4 +158,4 @@ def mirror(p: Pack, looks: Tensor, thing: Tensor, points: Tensor, d: Tensor) -> 
     out = out * (1 - 0.7 * wall * gap)
     panel = wall * (1.4 * smooth(along, 0.88, 0.94) + 0.6 * smooth(-along, 0.75, 0.85))
     tint = take(p.tint, scene)
-    return out * (0.6 + 0.4 * tint) + (box + panel) * tint * take(look[13], scene).clamp_min(0.75)
+    return out * (0.6 + 0.4 * tint) + (box + panel) * tint * take(looks[13], scene).clamp_min(0.75)

@@ -96,6 +96,21 @@ USER_WORDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("break", ""): (",", ".", ";", ":", "!", "and", "&", "with"),
 }
 """(kind, meaning) to what people say and captions do not."""
+INSTRUCTION_WORDS: dict[str, tuple[str, str]] = {
+    **{w: ("setting", "studio") for w in ("studio", "a studio", "the studio", "a plain background")},
+    **{w: ("setting", "meadow") for w in ("meadow", "a meadow", "the meadow", "grass", "the grass")},
+    **{w: ("setting", "snow") for w in ("snow", "the snow", "winter")},
+    **{w: ("setting", "desert") for w in ("desert", "a desert", "the desert", "sand")},
+    **{w: ("setting", "sea") for w in ("sea", "the sea", "water", "the water")},
+    **{w: ("setting", "night") for w in ("night", "the night", "nighttime")},
+    **{w: ("step", "1") for w in ("larger", "bigger")},
+    "smaller": ("step", "-1"),
+    **{f"{p} the left": ("top", "left of") for p in ("to", "on")},
+    **{f"{p} the right": ("top", "right of") for p in ("to", "on")},
+    **{f"{p} the front": ("top", "in front of") for p in ("to", "in")},
+    **{f"{p} the back": ("top", "behind") for p in ("to", "in")},
+}
+"""Phrases that only instructions use."""
 STANDING = ("", "is ", "standing ", "stands ", "sitting ", "sits ", "lying ", "placed ", "that is ")
 PICTURES = ("picture", "photo", "photograph", "render", "rendering", "image", "drawing", "painting", "scene")
 
@@ -122,5 +137,7 @@ def phrases() -> dict[str, tuple[str, str]]:
         leads += ["from the "] if " " in view else []
         out |= {f"{lead}{view}": ("view", view) for lead in leads}
     for noun in PICTURES:
-        out |= {f"{a}{noun} {p}": ("filler", "") for a in ("a ", "the ", "") for p in ("of", "with", "showing")}
+        out |= {
+            f"{a}{noun} {p}": ("filler", "") for a in ("a ", "the ", "") for p in ("of", "with", "showing")
+        }
     return out | {"there is": ("filler", ""), "please": ("filler", "")}

@@ -22,7 +22,16 @@ def held_out() -> Pool:
 
 def test_reads_held_out_renders(held_out: Pool) -> None:
     shares = measure(judge(), held_out)
-    for word in ("shape", "color", "size", "material", "setting", "light_direction", "light_color", "relation"):
+    for word in (
+        "shape",
+        "color",
+        "size",
+        "material",
+        "setting",
+        "light_direction",
+        "light_color",
+        "relation",
+    ):
         assert shares[word] >= FLOOR, f"{word}: {shares}"
 
 

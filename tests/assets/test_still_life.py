@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sfumato.assets.still_life.camera import TARGET, Camera, named_view
 from sfumato.assets.still_life.grammar import caption
+from sfumato.assets.still_life.optical_flow import flow
 from sfumato.assets.still_life.render import FAR, MAPS, Truth, render
 from sfumato.assets.still_life.sampling import RESERVED_PAIRS, caption_is_reserved, holds, sample_scene
 from sfumato.assets.still_life.scene import COLORS, SHAPES, Scene, Thing
@@ -35,10 +38,110 @@ def test_batch_equals_singles() -> None:
     for i, scene in enumerate(scenes):
         single = draw([scene])
         for name in MAPS:
-            torch.testing.assert_close(
-                getattr(whole, name)[i : i + 1], getattr(single, name), rtol=0, atol=1e-6
-            )
+            assert torch.equal(getattr(whole, name)[i : i + 1], getattr(single, name))
         assert torch.equal(whole.boxes[i], single.boxes[0])
+
+
+def test_any_number_of_threads_draws_the_same() -> None:
+    scenes = [sample_scene(i) for i in range(12)]
+    before, drawn = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            drawn.append(draw(scenes, size=96))
+    finally:
+        torch.set_num_threads(before)
+    for name in MAPS:
+        assert all(torch.equal(getattr(drawn[0], name), getattr(other, name)) for other in drawn[1:])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_draws_the_same_picture() -> None:
+    scenes = [sample_scene(i) for i in range(8)]
+    scenes.append(replace(scenes[0], dusk=0.5, camera=Camera(roll_deg=10.0, pan_deg=5.0)))
+    here, there = draw(scenes), render(scenes, size=48, maps=MAPS, device="cuda")
+    for name in MAPS:
+        found = getattr(there, name)
+        assert found.device.type == "cuda"
+        assert ((found.cpu() - getattr(here, name)).abs() > 0.01).float().mean() < 0.01, name
+    assert all(m.device.type == "cuda" for m in there.masks)
+    moved = flow(scenes[0], scenes[-1], size=48, device="cuda")
+    near = (moved.pixels.cpu() - flow(scenes[0], scenes[-1], size=48).pixels).abs() < 0.05
+    assert moved.pixels.device.type == "cuda" and near.float().mean() > 0.99
+
+
+def test_masks_agree_with_ids() -> None:
+    scenes = [sample_scene(i) for i in range(6)]
+    truth = draw(scenes)
+    for i, scene in enumerate(scenes):
+        assert truth.masks[i].dtype == torch.bool and truth.masks[i].shape == (len(scene.things), 48, 48)
+        for k, mask in enumerate(truth.masks[i]):
+            assert torch.equal(mask, truth.ids[i, 0] == k + 2)
+    with pytest.raises(ValueError, match="ids"):
+        _ = render(scenes, size=16).masks
+
+
+def test_new_camera_fields() -> None:
+    scene = sample_scene(4)
+    assert not {"roll_deg", "pan_deg"} & set(scene.to_dict()["camera"]) and "dusk" not in scene.to_dict()
+    level = replace(scene, camera=Camera())
+    upside = draw([replace(level, camera=Camera(roll_deg=180.0))]).ids[0, 0]
+    turned = draw([level]).ids[0, 0].rot90(2)
+    assert (upside == turned).float().mean() > 0.97
+    # Panning left moves everything in the picture to the right.
+    x = [t.boxes[0][:, 0] for t in (draw([level]), draw([replace(level, camera=Camera(pan_deg=6.0))]))]
+    assert (x[1] > x[0] + 3).all()
+    for bad in ({"pan_deg": math.nan}, {"azimuth_deg": math.inf}):
+        with pytest.raises(ValueError, match="finite"):
+            Camera(**bad)
+
+
+def test_no_star_is_cut_behind() -> None:
+    """The night sky straight behind, where its angle jumps, is as smooth as elsewhere."""
+    camera = Camera(azimuth_deg=180.0, elevation_deg=5.0, fov_deg=30.0)
+    scenes = [
+        replace(sample_scene(i), things=(), relations=(), setting="night", camera=camera) for i in range(48)
+    ]
+    sky = render(scenes, size=(64, 16), maps=("rgb",)).rgb[:, :, :28]
+    assert (sky[..., 8] - sky[..., 7]).abs().amax() < 0.15
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(SHAPES),
+    lambda x: (
+        st.lists(x, max_size=4) | st.dictionaries(st.sampled_from(["shape", "seed", "x"]) | st.text(), x)
+    ),
+    max_leaves=6,
+)
+PLACES = (
+    "things",
+    "relations",
+    "camera",
+    "setting",
+    "seed",
+    "dusk",
+    "light_color",
+    "shape",
+    "position",
+    "radius",
+    "yaw",
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(PLACES), JUNK)
+def test_hostile_data_is_a_value_error_or_a_scene(place: str, junk: object) -> None:
+    data = sample_scene(3).to_dict()
+    target = data if place in Scene.__dataclass_fields__ else data["things"][0]
+    target[place] = junk
+    try:
+        scene = Scene.from_dict(data)
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert Scene.from_dict(scene.to_dict()) == scene
+    with pytest.raises(ValueError):
+        Scene.from_dict(junk)  # type: ignore[arg-type]
 
 
 def test_json_round_trip() -> None:

@@ -139,18 +139,42 @@ def train_builtin(
             help="train the whole mixture of tasks, or text to image alone; the mixture if there is a GPU",
         ),
     ] = None,
+    mask_share: Annotated[
+        float,
+        typer.Option(
+            "--mask-share",
+            help="still-life: share of tokens that most blocks leave out (MicroDiT)",
+            min=0.0,
+            max=0.9,
+        ),
+    ] = 0.0,
+    align: Annotated[
+        float,
+        typer.Option(
+            "--align", help="still-life: weight of the alignment with true geometry (REPA)", min=0.0
+        ),
+    ] = 0.0,
 ) -> None:
     """Train a built-in model from its recipe, on the procedural world, from nothing."""
     from ..assets.recipes import builtin
+    from ..assets.recipes.partial import Faster
 
     ensure_folder(Path(work))
     console.say(f"training {name} for {minutes:g} minutes in {work}/")
     try:
-        folder = builtin.train(name, minutes=minutes, work=Path(work), scenes=scenes, every_task=every_task)
+        folder = builtin.train(
+            name,
+            minutes=minutes,
+            work=Path(work),
+            scenes=scenes,
+            every_task=every_task,
+            faster=Faster(mask_share, align),
+        )
     except ValueError as error:
-        if not str(error).startswith("name:"):
+        field = str(error).split(":")[0]
+        if field not in ("name", "align"):
             raise
-        raise BadInput("name", str(error)) from error
+        raise BadInput(field, str(error)) from error
     console.data({"name": name, "minutes": minutes, "folder": str(folder)}, str(folder))
 
 

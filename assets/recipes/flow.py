@@ -21,6 +21,7 @@ from .bank import Bank, bank
 from .fitting import Fit, best_device, fit
 from .latents import encoded
 from .muon import Muon, muon_groups
+from .partial import Faster, Passed, Prompt, forward, misalignment
 from .pool import Pool, pool
 from .tasks import TASKS
 from .text import learn, tokenize
@@ -29,35 +30,41 @@ BATCH = 32
 GPU_BATCH = 256
 DROP = 0.1
 WORDINGS = 8
+ALIGNED = ("normals", "depth")
+"""Pictures whose latents the alignment option draws hidden states towards."""
+ALIGNED_WIDTH = 64 * len(ALIGNED)
 PLAIN = ("shared", "embedding", "relative_attention", "x_embedder", "norm_out", "proj_out.weight", "final")
 
 
 class Flow(nn.Module):
-    """The trainable parts together: transformer, sequence encoder, pooled encoder."""
+    """The trainable parts together: transformer, sequence encoder, pooled encoder, and a projector if it is aligned."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, *, aligned: bool = False) -> None:
         super().__init__()
         start, end, vocab = tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)
         self.transformer: FluxTransformer2DModel = networks.flow_transformer()
         self.sequence: T5EncoderModel = networks.t5(vocab, end, end)
         self.pooled: CLIPTextModel = networks.clip(vocab, start, end, width=networks.POOLED_WIDTH, layers=1)
+        width = self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
+        layers = nn.Linear(width, width), nn.SiLU(), nn.Linear(width, ALIGNED_WIDTH)
+        self.projector = nn.Sequential(*layers if aligned else ())
 
-    def forward(self, x: Tensor, t: Tensor, ids: Tensor, context: Sequence[Tensor] = ()) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, ids: Tensor, context: Sequence[Tensor] = (), keep: Tensor | None = None
+    ) -> Passed:
         """Velocity for packed latents x [B,L,64] at times t [B], given token ids [B,T] and clean pictures [B,L,64].
 
         A context picture's tokens follow x with its number (1 and up) as the first coordinate of their positions.
+        `keep` are the indices of x's tokens that the later blocks see.
         """
         side, own = int(x.shape[1] ** 0.5), x.shape[1]
-        v = self.transformer(
-            hidden_states=torch.cat([x, *context], 1),
-            timestep=t,
-            encoder_hidden_states=self.sequence(ids)[0],
-            pooled_projections=self.pooled(ids).pooler_output,
-            txt_ids=torch.zeros(ids.shape[1], 3, device=x.device),
-            img_ids=torch.cat([grid(side, side, k) for k in range(1 + len(context))]).to(x.device),
-            return_dict=False,
-        )[0]
-        return v[:, :own]
+        positions = torch.cat([grid(side, side, k) for k in range(1 + len(context))]).to(x.device)
+        prompt = Prompt(self.sequence(ids)[0], self.pooled(ids).pooler_output)
+        if keep is not None:
+            rest = torch.arange(own, own * (1 + len(context)), device=x.device)
+            keep, own = torch.cat([keep, rest]), len(keep)
+        passed = forward(self.transformer, torch.cat([x, *context], 1), t, prompt, positions, keep)
+        return Passed(passed.v[:, :own], passed.hidden[:, :own])
 
 
 def grid(rows: int, columns: int, picture: int = 0) -> Tensor:
@@ -112,24 +119,34 @@ def draw(known: Tensor, empty: Tensor, batch: int, rng: torch.Generator) -> tupl
     return index, ids[:, : int(-(-used.amax() // 8) * 8)]
 
 
-def train(work: Path, *, minutes: float, every_task: bool, scenes: int = 16384) -> Flow:
+def stock_for(
+    work: Path, data: Pool, tokenizer: CLIPTokenizer, place: torch.device, *, every_task: bool
+) -> Bank:
+    """What a run trains on: the whole mixture, or text to image alone."""
+    vae = AutoencoderKL.from_pretrained(work / "vae")
+    if every_task:
+        return bank(work, vae, tokenizer, data.scenes, place)
+    z = encoded(work, vae, data, "train").to(place)
+    return Bank({"rgb": z}, {"text-to-image": wordings(work, tokenizer, data).to(place)})
+
+
+def train(
+    work: Path, *, minutes: float, every_task: bool, scenes: int = 16384, faster: Faster | None = None
+) -> Flow:
     """Train on `work`'s pool and autoencoder; the averaged weights are returned and stay in `work/flow-run`.
 
     Text to image alone, or with `every_task` the whole mixture of `tasks.py`. An earlier run goes on.
     """
-    data, place = pool(work, scenes), best_device()
-    vae = AutoencoderKL.from_pretrained(work / "vae")
+    data, place, faster = pool(work, scenes), best_device(), faster or Faster()
     tokenizer = tokenizer_for(work, data)
     empty = tokenize(tokenizer, [""], networks.TEXT_TOKENS)[0].to(place)
-    if every_task:
-        stock = bank(work, vae, tokenizer, data.scenes, place)
-    else:
-        z = encoded(work, vae, data, "train").to(place)
-        stock = Bank({"rgb": z}, {"text-to-image": wordings(work, tokenizer, data).to(place)})
+    stock = stock_for(work, data, tokenizer, place, every_task=every_task)
+    if faster.align and not set(ALIGNED) <= set(stock.latents):
+        raise ValueError("align: needs the maps of the whole mixture; give every_task too")
     batch = BATCH if place.type == "cpu" else GPU_BATCH
     shares = torch.tensor([TASKS[name].share for name in stock.ids])
     torch.manual_seed(1)
-    model = Flow(tokenizer).to(place)
+    model = Flow(tokenizer, aligned=faster.align > 0).to(place)
 
     def loss(step: int, rng: torch.Generator) -> dict[str, Tensor]:
         name = list(stock.ids)[
@@ -142,9 +159,16 @@ def train(work: Path, *, minutes: float, every_task: bool, scenes: int = 16384) 
         noise = torch.randn(clean.shape, generator=rng, device=place)
         t = torch.randn(batch, generator=rng, device=place).sigmoid()
         x = torch.lerp(clean, noise, t.view(-1, 1, 1))
-        error = (model(x, t, ids, context) - (noise - clean)).square().mean((1, 2))
-        return {"loss": error.mean(), "late": error[t > 0.7].mean(), "early": error[t < 0.3].mean()}
+        keep = faster.keep(clean.shape[1], rng)
+        kept = slice(None) if keep is None else keep
+        v, hidden = model(x, t, ids, context, keep)
+        error = (v - (noise - clean)[:, kept]).square().mean((1, 2))
+        terms = {"loss": error.mean(), "late": error[t > 0.7].mean(), "early": error[t < 0.3].mean()}
+        if faster.align and task.target == "rgb":
+            truth = torch.cat([pack(stock.latents[m][index].float()) for m in ALIGNED], -1)[:, kept]
+            terms["align"] = misalignment(model.projector(hidden), truth)
+            terms["loss"] = terms["loss"] + faster.align * terms["align"]
+        return terms
 
     optimiser = Muon(muon_groups(model, plain=PLAIN), weight_decay=0.01)
-    settings = Fit(minutes, lr=2e-3, ema=0.999, warmup=200)
-    return fit(model, optimiser, loss, settings, work / "flow-run").cpu()
+    return fit(model, optimiser, loss, Fit(minutes, lr=2e-3, ema=0.999, warmup=200), work / "flow-run").cpu()

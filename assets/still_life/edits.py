@@ -15,7 +15,6 @@ from .parser import Description, Part, Reader, Token, description, tokens
 from .placing import STACK_LIMIT, carried, framed, related, seen, touch, true
 from .sampling import MAX_THINGS, random_thing
 from .scene import FLAT_TOPS, FORMS, RELATIONS, SIZES, Relation, Scene, Thing
-from .words import INSTRUCTION_WORDS
 
 Groups = Mapping[str, str]
 CHANGE = r"(?:change|set|switch|turn|make)"
@@ -31,7 +30,7 @@ def edited(scene: Scene, instruction: str) -> Scene:
 
 
 def _tokens(text: str) -> list[Token]:
-    return tokens(text, {tuple(phrase.split()): meaning for phrase, meaning in INSTRUCTION_WORDS.items()})
+    return tokens(text, instruction=True)
 
 
 def _target(scene: Scene, words: Sequence[Token]) -> int:

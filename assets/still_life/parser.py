@@ -24,10 +24,12 @@ from .scene import (
     from_record,
     to_record,
 )
-from .words import phrases
+from .words import INSTRUCTION_WORDS, phrases
 
 LONGEST = 2000
 """Most characters of a text."""
+MOST_WORDS = 8
+"""Most words of a phrase."""
 
 
 class UnknownWords(ValueError):
@@ -125,23 +127,24 @@ def _words(text: str) -> list[str]:
 
 
 @cache
-def _table() -> dict[tuple[str, ...], tuple[str, str]]:
-    return {tuple(_words(phrase)): meaning for phrase, meaning in phrases().items()}
+def _table(instruction: bool) -> tuple[dict[tuple[str, ...], tuple[str, str]], set[str]]:
+    """Phrases as tuples of words, with their meanings, and all their words."""
+    told = {**phrases(), **(INSTRUCTION_WORDS if instruction else {})}
+    table = {tuple(_words(phrase)): meaning for phrase, meaning in told.items()}
+    return table, {word for phrase in table for word in phrase}
 
 
-def tokens(text: str, extra: Mapping[tuple[str, ...], tuple[str, str]] | None = None) -> list[Token]:
-    """Words to known phrases, the longest first; `extra` adds phrases. Raises UnknownWords."""
+def tokens(text: str, *, instruction: bool = False) -> list[Token]:
+    """Words to known phrases, the longest first; instructions know some more. Raises UnknownWords."""
     if len(text) > LONGEST:
         raise ValueError(f"a text may have {LONGEST} characters, got {len(text)}")
-    table = {**_table(), **(extra or {})}
-    known = {word for phrase in table for word in phrase}
+    table, known = _table(instruction)
     words = [p for w in _words(text) for p in ([w] if w in known else [x for x in w.split("-") if x] or [w])]
-    longest = max(map(len, table))
     out: list[Token] = []
     unknown: dict[str, list[str]] = {}
     at = 0
     while at < len(words):
-        for count in range(min(longest, len(words) - at), 0, -1):
+        for count in range(min(MOST_WORDS, len(words) - at), 0, -1):
             phrase = tuple(words[at : at + count])
             if phrase in table:
                 out.append(Token(*table[phrase], " ".join(phrase)))

@@ -144,6 +144,16 @@ def test_hostile_data_is_a_value_error_or_a_scene(place: str, junk: object) -> N
         Scene.from_dict(junk)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("place", ["position", "radius", "yaw", "seed", "dusk"])
+def test_numbers_beyond_all_floats_are_refused(place: str) -> None:
+    data = sample_scene(3).to_dict()
+    huge = 10**400
+    target = data if place in Scene.__dataclass_fields__ else data["things"][0]
+    target[place] = [0, 0, huge] if place == "position" else huge
+    with pytest.raises(ValueError):
+        Scene.from_dict(data)
+
+
 def test_json_round_trip() -> None:
     for i in range(30):
         scene = sample_scene(i)

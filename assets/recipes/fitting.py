@@ -86,6 +86,11 @@ def fit(
         average.module.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
+
+    def keep() -> None:
+        weights = {"module": module.state_dict(), "average": average.module.state_dict()}
+        save(stable, {**weights, "optimiser": optimiser.state_dict(), "step": step})
+
     budget, begin = settings.minutes * 60, time.monotonic()
     last_save, cooled = begin, False
     log = (folder / "log.jsonl").open("a")
@@ -94,8 +99,7 @@ def fit(
         if (left < 1 and not cooled) or (
             left >= 1 and time.monotonic() - last_save > settings.save_minutes * 60
         ):
-            weights = {"module": module.state_dict(), "average": average.module.state_dict()}
-            save(stable, {**weights, "optimiser": optimiser.state_dict(), "step": step})
+            keep()
             last_save, cooled = time.monotonic(), left < 1
         lr = settings.lr * min(1.0, left, (step + 1) / settings.warmup)
         for group in optimiser.param_groups:
@@ -115,5 +119,7 @@ def fit(
             log.flush()
             print(row, flush=True)
         step += 1
+    if not cooled:  # the budget was shorter than a step or two
+        keep()
     save(folder / "final.pt", {"average": average.module.state_dict(), "step": step})
     return average.module

@@ -2,7 +2,7 @@
 
 Deferred masking (MicroDiT, arXiv:2407.15811, section 2.2): the joint blocks see every token and mix the picture, then
 a random share of its tokens is dropped before the single blocks, which do most of the work; the loss is taken on the
-rest. Differs: the joint blocks are the patch mixer, and one draw of tokens serves a whole batch, as positions are shared.
+rest. Differs: the joint blocks are the patch mixer, and one draw of tokens serves a whole batch.
 
 Representation alignment (REPA, arXiv:2410.06940, eq. 4): the hidden state after one single block is projected and drawn
 towards a clean picture's representation by cosine similarity. Differs: the representation is not a pretrained encoder's

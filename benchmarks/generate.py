@@ -23,7 +23,7 @@ from sfumato.pipelines.loading import find_folder, open_model
 from sfumato.pipelines.protocols import Model
 from sfumato.pipelines.text_to_image import Images, TextToImage
 
-PROMPT = "a red sphere on top of a blue cube, in snow"
+PROMPT = "a large green cube, in snow"
 SEED = 7
 COLD_REPEATS = 3
 """Fresh processes; each takes seconds."""

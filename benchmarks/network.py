@@ -18,7 +18,7 @@ SIZES = (1024, 2048)
 """Sides of the square matrices."""
 IMAGES = (1, 4)
 """Images in one call; guidance doubles them."""
-PROMPTS = {"pos": "a red sphere on top of a blue cube, in snow", "neg": ""}
+PROMPTS = {"pos": "a large green cube, in snow", "neg": ""}
 MIDDLE = 0.5
 """The time of the call; any would do."""
 

@@ -115,7 +115,7 @@ def _write(name: str, pipeline: FluxPipeline | StableDiffusionPipeline, work: Pa
     card = {
         "name": name,
         "steps": 20,
-        "guidance": 3.0,
+        "guidance": 5.0,
         "width": 128,
         "height": 128,
         "sampler": "ddim" if name == "still-life" else "dpmpp-2m",

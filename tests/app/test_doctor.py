@@ -8,6 +8,7 @@ from pathlib import Path
 from sfumato.app import diagnosis, inspection
 from sfumato.app.catalogue import ROOT
 from sfumato.assets.recipes import builtin
+from sfumato.assets.recipes.partial import Faster
 
 
 def test_doctor(sfumato, tiny, monkeypatch):
@@ -46,8 +47,18 @@ def test_train_calls_the_recipe(sfumato, monkeypatch):
     monkeypatch.setattr(
         builtin, "train", lambda name, **given: called.update(given, name=name) or Path("done")
     )
-    said = sfumato("train", "builtin", "judge", "--minutes", "0.5", "--work", "w")
-    assert said.code == 0 and called == {"name": "judge", "minutes": 0.5, "work": Path("w")}
+    said = sfumato(
+        "train", "builtin", "judge", "--minutes", "0.5", "--work", "w", "--every-task", "--align", "0.5"
+    )
+    assert said.code == 0
+    assert called == {
+        "name": "judge",
+        "minutes": 0.5,
+        "work": Path("w"),
+        "scenes": 16384,
+        "every_task": True,
+        "faster": Faster(align=0.5),
+    }
 
 
 def test_train_unknown_name(sfumato):

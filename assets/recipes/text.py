@@ -5,6 +5,7 @@ All 256 bytes are tokens of their own, so a word that was never seen is spelled 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -50,8 +51,6 @@ def learn(captions: Iterable[str], merges: int = 900) -> CLIPTokenizer:
 
 
 def _merges(bpe: Tokenizer) -> list[list[str]]:
-    import json
-
     pairs = json.loads(bpe.to_str())["model"]["merges"]
     return [p if isinstance(p, list) else p.split(" ") for p in pairs]
 

@@ -8,7 +8,6 @@ score says whether the picture is of this world at all: noise and blank pictures
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -170,9 +169,3 @@ def nearest_relation(dx: float, dy: float, dz: float) -> str:
     if abs(dx) >= abs(dy):
         return "left of" if dx < 0 else "right of"
     return "in front of" if dy < 0 else "behind"
-
-
-def agreement(reading: Reading | None, scene_like: Sequence[tuple[str, str]]) -> int:
-    """How many of the wanted (shape, colour) pairs the reading holds."""
-    found = [(t.shape, t.color) for t in reading.things] if reading else []
-    return sum(pair in found for pair in scene_like)

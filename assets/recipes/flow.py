@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from ..still_life.grammar import caption
-from . import networks
+from . import networks, truth
 from .bank import Bank, bank
 from .fitting import Fit, best_device, fit
 from .latents import encoded
@@ -26,13 +26,10 @@ from .pool import Pool, pool
 from .tasks import TASKS
 from .text import learn, tokenize
 
-BATCH = 32
+BATCH = 64
 GPU_BATCH = 256
 DROP = 0.1
 WORDINGS = 8
-ALIGNED = ("normals", "depth")
-"""Pictures whose latents the alignment option draws hidden states towards."""
-ALIGNED_WIDTH = 64 * len(ALIGNED)
 PLAIN = ("shared", "embedding", "relative_attention", "x_embedder", "norm_out", "proj_out.weight", "final")
 
 
@@ -46,7 +43,7 @@ class Flow(nn.Module):
         self.sequence: T5EncoderModel = networks.t5(vocab, end, end)
         self.pooled: CLIPTextModel = networks.clip(vocab, start, end, width=networks.POOLED_WIDTH, layers=1)
         width = self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
-        layers = nn.Linear(width, width), nn.SiLU(), nn.Linear(width, ALIGNED_WIDTH)
+        layers = nn.Linear(width, width), nn.SiLU(), nn.Linear(width, truth.WIDTH)
         self.projector = nn.Sequential(*layers if aligned else ())
 
     def forward(
@@ -141,8 +138,7 @@ def train(
     tokenizer = tokenizer_for(work, data)
     empty = tokenize(tokenizer, [""], networks.TEXT_TOKENS)[0].to(place)
     stock = stock_for(work, data, tokenizer, place, every_task=every_task)
-    if faster.align and not set(ALIGNED) <= set(stock.latents):
-        raise ValueError("align: needs the maps of the whole mixture; give every_task too")
+    forms = truth.truth(work, data).to(place) if faster.align else None
     batch = BATCH if place.type == "cpu" else GPU_BATCH
     shares = torch.tensor([TASKS[name].share for name in stock.ids])
     torch.manual_seed(1)
@@ -164,9 +160,9 @@ def train(
         v, hidden = model(x, t, ids, context, keep)
         error = (v - (noise - clean)[:, kept]).square().mean((1, 2))
         terms = {"loss": error.mean(), "late": error[t > 0.7].mean(), "early": error[t < 0.3].mean()}
-        if faster.align and task.target == "rgb":
-            truth = torch.cat([pack(stock.latents[m][index].float()) for m in ALIGNED], -1)[:, kept]
-            terms["align"] = misalignment(model.projector(hidden), truth)
+        if forms is not None and task.target == "rgb":
+            form = forms[index % len(data)].float()[:, kept]
+            terms["align"] = misalignment(model.projector(hidden), form)
             terms["loss"] = terms["loss"] + faster.align * terms["align"]
         return terms
 

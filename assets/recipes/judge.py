@@ -82,7 +82,7 @@ def roughen(x: Tensor, rng: torch.Generator) -> Tensor:
 
 def losses(net: Judge, x: Tensor, scenes: list[Scene]) -> dict[str, Tensor]:
     """Centre focal loss, words at the centres, place; pictures of nothing follow the scenes in x."""
-    grid, picture = net(x)
+    grid, picture = (scores.float() for scores in net(x))  # 1 - 1e-4 is 1 in bfloat16
     heat, where, words, wanted = targets(scenes)
     heat = torch.cat([heat, torch.zeros(len(x) - len(scenes), CELLS, CELLS)]).to(x.device)
     words, wanted = ({k: v.to(x.device) for k, v in w.items()} for w in (words, wanted))
@@ -133,7 +133,7 @@ def measure(net: Judge, data: Pool) -> dict[str, float]:
     return {k: round(right[k] / max(1, total[k]), 4) for k in right}
 
 
-def train(work: Path, *, minutes: float, scenes: int = 10240, width: int = 24) -> Judge:
+def train(work: Path, *, minutes: float, scenes: int = 30720, width: int = 24) -> Judge:
     """Train and save to `work/judge`: `judge.safetensors` (fp16), `config.json`, `report.json`."""
     data = pool(work, scenes, first_seed=FIRST_SEED)
     torch.manual_seed(2)

@@ -1,8 +1,8 @@
 """Muon with AdamW for everything that is not a hidden matrix.
 
 Muon (Jordan 2024; arXiv:2502.16982, algorithm 2) takes the momentum's nearest orthogonal matrix by five Newton-Schulz
-steps. A convolution's kernel is a matrix [O, I H W]. Matrices of one shape go through one batched product, in fp32,
-since bf16 is emulated on most CPUs. The update is scaled by 0.2 sqrt(max(m, n)), so that one learning rate serves both
+steps. A convolution's kernel is a matrix [O, I H W]. Matrices of one shape go through one batched product, in bfloat16
+where its products run natively (as the authors do), else in float32. The update is scaled by 0.2 sqrt(max(m, n)), so that one learning rate serves both
 kinds of parameter.
 """
 
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .fitting import has_bfloat16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -65,7 +67,10 @@ class Muon(torch.optim.Optimizer):
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - momentum)
             steps = [p.grad.lerp(self.state[p]["momentum"], momentum).flatten(1) for p in params]
-            update = orthogonalise(torch.stack(steps)) * (0.2 * max(steps[0].shape) ** 0.5)
+            together = torch.stack(steps)
+            if has_bfloat16(together.device):
+                together = together.bfloat16()
+            update = orthogonalise(together) * (0.2 * max(steps[0].shape) ** 0.5)
             for p, u in zip(params, update, strict=True):
                 p.mul_(1 - lr * group["weight_decay"]).add_(u.view(shape), alpha=-lr)
 

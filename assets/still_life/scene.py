@@ -26,7 +26,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "blue": (28, 66, 210),
     "purple": (116, 40, 168),
     "pink": (250, 128, 184),
-    "white": (242, 242, 240),
+    "white": (198, 198, 196),
     "black": (30, 30, 34),
 }
 """Colour name to sRGB, 0..255."""

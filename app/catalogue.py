@@ -26,7 +26,10 @@ FOLDERS = {
     "video/wraps": "wrap",
     "three_d/distill": "distill",
     "pipelines/families": "family",
+    "assets/recipes/learning": "recipe",
 }
+APART = ("family", "recipe")
+"""Kinds that do not act on a run."""
 HEADING = re.compile(r"([a-z0-9][a-z0-9+._-]*): +(\S.*)")
 ALIAS = re.compile(r"\(alias(?:es)? ([^)]+)\)")
 LABEL = re.compile(r"\*?([A-Z][A-Za-z ]{2,20})\*?:\s+(.*)")
@@ -101,7 +104,7 @@ def catalogue(root: Path = ROOT) -> dict[str, Entry]:
 
 def techniques(kind: str | None = None) -> dict[str, Entry]:
     """The entries that act on a run, or those of one kind."""
-    return {k: e for k, e in catalogue().items() if (e.kind == kind if kind else e.kind != "family")}
+    return {k: e for k, e in catalogue().items() if (e.kind == kind if kind else e.kind not in APART)}
 
 
 def _entries(root: Path) -> Iterator[Entry]:

@@ -139,25 +139,21 @@ def train_builtin(
             help="train the whole mixture of tasks, or text to image alone; the mixture if there is a GPU",
         ),
     ] = None,
-    mask_share: Annotated[
+    microdit: Annotated[
         float,
         typer.Option(
-            "--mask-share",
-            help="still-life: share of tokens that most blocks leave out (MicroDiT)",
-            min=0.0,
-            max=0.9,
+            "--microdit", help="still-life: share of tokens that most blocks leave out", min=0.0, max=0.9
         ),
     ] = 0.0,
-    align: Annotated[
+    repa: Annotated[
         float,
-        typer.Option(
-            "--align", help="still-life: weight of the alignment with true geometry (REPA)", min=0.0
-        ),
+        typer.Option("--repa", help="still-life: weight of the alignment with true geometry", min=0.0),
     ] = 0.0,
 ) -> None:
     """Train a built-in model from its recipe, on the procedural world, from nothing."""
     from ..assets.recipes import builtin
-    from ..assets.recipes.partial import Faster
+    from ..assets.recipes.learning.microdit import MicroDit
+    from ..assets.recipes.learning.repa import Repa
 
     ensure_folder(Path(work))
     console.say(f"training {name} for {minutes:g} minutes in {work}/")
@@ -168,13 +164,13 @@ def train_builtin(
             work=Path(work),
             scenes=scenes,
             every_task=every_task,
-            faster=Faster(mask_share, align),
+            repa=Repa(repa) if repa else None,
+            microdit=MicroDit(microdit) if microdit else None,
         )
     except ValueError as error:
-        field = str(error).split(":")[0]
-        if field not in ("name", "align"):
+        if not str(error).startswith("name:"):
             raise
-        raise BadInput(field, str(error)) from error
+        raise BadInput("name", str(error)) from error
     console.data({"name": name, "minutes": minutes, "folder": str(folder)}, str(folder))
 
 

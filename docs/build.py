@@ -27,6 +27,7 @@ KINDS = {
     "convert": "Converts",
     "distill": "Score distillation",
     "family": "Model families",
+    "recipe": "Training",
 }
 FIELDS = ("Shapes", "Units and ranges", "Cost", "Neutral", "Errors", "Differs")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")

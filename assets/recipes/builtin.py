@@ -19,8 +19,9 @@ from ...pipelines.text_to_image import TextToImage
 from . import flow, judge, unet, vae
 from .fitting import best_device
 from .latents import encoded
+from .learning.microdit import MicroDit
+from .learning.repa import Repa
 from .measure import bars, prompts, sheet
-from .partial import Faster
 from .pool import pool
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -34,18 +35,25 @@ def train(
     work: Path,
     scenes: int = 16384,
     every_task: bool | None = None,
-    faster: Faster | None = None,
+    repa: Repa | None = None,
+    microdit: MicroDit | None = None,
 ) -> Path:
     """Train `name` for `minutes` and return the folder it was written to. `work` keeps pools and checkpoints.
 
     `every_task`: the whole mixture of `tasks.py` instead of text to image alone; None means "where there is a GPU".
-    `faster`: options of the flow recipe, see `partial.py`.
+    `repa`, `microdit`: options of the flow recipe.
     """
     every_task = best_device().type == "cuda" if every_task is None else every_task
     stages: dict[str, Callable[[], Path]] = {
         "vae": lambda: _vae(work, minutes, scenes, every_task),
         "judge": lambda: _judge(work, minutes),
-        "still-life": lambda: _flow(work, minutes, scenes, every_task, faster),
+        "still-life": lambda: _flow(
+            work,
+            scenes,
+            flow.train(
+                work, minutes=minutes, scenes=scenes, every_task=every_task, repa=repa, microdit=microdit
+            ),
+        ),
         "still-life-unet": lambda: _unet(work, minutes, scenes),
     }
     if name not in stages:
@@ -64,8 +72,7 @@ def _judge(work: Path, minutes: float) -> Path:
     return _replace(work / "judge", MODELS / "judge")
 
 
-def _flow(work: Path, minutes: float, scenes: int, every_task: bool, faster: Faster | None) -> Path:
-    trained = flow.train(work, minutes=minutes, scenes=scenes, every_task=every_task, faster=faster)
+def _flow(work: Path, scenes: int, trained: flow.Flow) -> Path:
     tokenizer = flow.tokenizer_for(work, pool(work, scenes))
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -88,6 +89,22 @@ def save(path: Path, state: dict[str, object]) -> None:
     os.replace(part, path)
 
 
+class Terms:
+    """Means of loss terms since they were last asked for; a term without a value in a step (NaN) is left out."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.seen[name].append(value.detach())
+
+    def means(self) -> dict[str, float]:
+        found = {name: torch.stack(values).nanmean() for name, values in self.seen.items()}
+        self.seen.clear()
+        return {name: round(float(value), 6) for name, value in found.items()}
+
+
 def fit(
     module: nn.Module, optimiser: torch.optim.Optimizer, loss: Loss, settings: Fit, folder: Path
 ) -> nn.Module:
@@ -112,7 +129,7 @@ def fit(
 
     budget, begin = settings.minutes * 60, time.monotonic()
     last_save, cooled = begin, False
-    log = (folder / "log.jsonl").open("a")
+    log, since = (folder / "log.jsonl").open("a"), Terms()
     while (spent := time.monotonic() - begin) < budget:
         left = (1 - spent / budget) / settings.cooldown
         if (left < 1 and not cooled) or (
@@ -131,9 +148,10 @@ def fit(
         norm = nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
         optimiser.step()
         average.update(module, step)
+        since.add(terms)
         if step % settings.log_every == 0:
-            row = {k: round(float(v.detach()), 6) for k, v in terms.items()}
-            if not math.isfinite(row["loss"]):
+            row = since.means()
+            if not math.isfinite(float(terms["loss"].detach())):
                 raise ArithmeticError(f"the loss is {row['loss']} at step {step}; start again from {stable}")
             row |= {"step": step, "minutes": round(spent / 60, 2), "lr": lr, "norm": round(float(norm), 3)}
             log.write(json.dumps(row) + "\n")

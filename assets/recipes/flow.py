@@ -20,8 +20,10 @@ from . import networks, truth
 from .bank import Bank, bank
 from .fitting import Fit, best_device, fit
 from .latents import encoded
+from .learning.microdit import MicroDit
+from .learning.repa import Repa
 from .muon import Muon, muon_groups
-from .partial import Faster, Passed, Prompt, forward, misalignment
+from .passing import Passed, Prompt, forward
 from .pool import Pool, pool
 from .tasks import TASKS
 from .text import learn, tokenize
@@ -128,21 +130,28 @@ def stock_for(
 
 
 def train(
-    work: Path, *, minutes: float, every_task: bool, scenes: int = 16384, faster: Faster | None = None
+    work: Path,
+    *,
+    minutes: float,
+    every_task: bool,
+    scenes: int = 16384,
+    repa: Repa | None = None,
+    microdit: MicroDit | None = None,
+    run: str = "flow-run",
 ) -> Flow:
-    """Train on `work`'s pool and autoencoder; the averaged weights are returned and stay in `work/flow-run`.
+    """Train on `work`'s pool and autoencoder; the averaged weights are returned and stay in `work/<run>`.
 
     Text to image alone, or with `every_task` the whole mixture of `tasks.py`. An earlier run goes on.
     """
-    data, place, faster = pool(work, scenes), best_device(), faster or Faster()
+    data, place = pool(work, scenes), best_device()
     tokenizer = tokenizer_for(work, data)
     empty = tokenize(tokenizer, [""], networks.TEXT_TOKENS)[0].to(place)
     stock = stock_for(work, data, tokenizer, place, every_task=every_task)
-    forms = truth.truth(work, data).to(place) if faster.align else None
+    forms = truth.truth(work, data).to(place) if repa else None
     batch = BATCH if place.type == "cpu" else GPU_BATCH
     shares = torch.tensor([TASKS[name].share for name in stock.ids])
     torch.manual_seed(1)
-    model = Flow(tokenizer, aligned=faster.align > 0).to(place)
+    model = Flow(tokenizer, aligned=repa is not None).to(place)
 
     def loss(step: int, rng: torch.Generator) -> dict[str, Tensor]:
         name = list(stock.ids)[
@@ -154,17 +163,29 @@ def train(
         context = [pack(stock.latents[picture][index].float()) for picture in task.context]
         noise = torch.randn(clean.shape, generator=rng, device=place)
         t = torch.randn(batch, generator=rng, device=place).sigmoid()
-        x = torch.lerp(clean, noise, t.view(-1, 1, 1))
-        keep = faster.keep(clean.shape[1], rng)
+        keep = microdit(clean.shape[1], rng) if microdit else None
+        v, hidden = model(torch.lerp(clean, noise, t.view(-1, 1, 1)), t, ids, context, keep)
         kept = slice(None) if keep is None else keep
-        v, hidden = model(x, t, ids, context, keep)
         error = (v - (noise - clean)[:, kept]).square().mean((1, 2))
         terms = {"loss": error.mean(), "late": error[t > 0.7].mean(), "early": error[t < 0.3].mean()}
-        if forms is not None and task.target == "rgb":
-            form = forms[index % len(data)].float()[:, kept]
-            terms["align"] = misalignment(model.projector(hidden), form)
-            terms["loss"] = terms["loss"] + faster.align * terms["align"]
+        if repa and forms is not None and task.target == "rgb":
+            terms["align"] = repa(model.projector(hidden), forms[index % len(data)].float()[:, kept])
+            terms["loss"] = terms["loss"] + terms["align"]
         return terms
 
     optimiser = Muon(muon_groups(model, plain=PLAIN), weight_decay=0.01)
-    return fit(model, optimiser, loss, Fit(minutes, lr=2e-3, ema=0.999, warmup=200), work / "flow-run").cpu()
+    return fit(model, optimiser, loss, Fit(minutes, lr=2e-3, ema=0.999, warmup=200), work / run).cpu()
+
+
+@torch.inference_mode()
+def held_out_error(model: Flow, work: Path, *, scenes: int) -> float:
+    """Mean squared error of the velocity on 256 held-out scenes, the same noise and times for every model."""
+    seen = pool(work, 256, split="test", first_seed=1_000_000)
+    tokenizer = tokenizer_for(work, pool(work, scenes))
+    clean = pack(encoded(work, AutoencoderKL.from_pretrained(work / "vae"), seen, "test").float())
+    ids = tokenize(tokenizer, [caption(s, seed=i) for i, s in enumerate(seen.scenes)], networks.TEXT_TOKENS)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(clean.shape, generator=rng)
+    t = torch.linspace(0.02, 0.98, len(clean))[torch.randperm(len(clean), generator=rng)]
+    v = model(torch.lerp(clean, noise, t.view(-1, 1, 1)), t, ids).v
+    return float((v - (noise - clean)).square().mean())

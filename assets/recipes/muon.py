@@ -2,8 +2,8 @@
 
 Muon (Jordan 2024; arXiv:2502.16982, algorithm 2) takes the momentum's nearest orthogonal matrix by five Newton-Schulz
 steps. A convolution's kernel is a matrix [O, I H W]. Matrices of one shape go through one batched product, in bfloat16
-where its products run natively (as the authors do), else in float32. The update is scaled by 0.2 sqrt(max(m, n)), so that one learning rate serves both
-kinds of parameter.
+where its products run natively (as the authors do), else in float32. The update is scaled by 0.2 sqrt(max(m, n)), so
+that one learning rate serves both kinds of parameter.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from .muon import Muon, muon_groups
 from .pool import pool
 from .text import tokenize
 
-BATCH = 48
+BATCH = 64
 SNR_CAP = 5.0
 PLAIN = ("embedding", "conv_in", "conv_out")
 
@@ -71,4 +71,4 @@ def train(work: Path, *, minutes: float, scenes: int = 16384) -> Unet:
         return {"loss": (weight * error).mean(), "error": error.mean()}
 
     optimiser = Muon(muon_groups(model, plain=PLAIN), weight_decay=0.01)
-    return fit(model, optimiser, loss, Fit(minutes, lr=1e-3, ema=0.999, warmup=200), work / "unet-run").cpu()
+    return fit(model, optimiser, loss, Fit(minutes, lr=2e-3, ema=0.999, warmup=200), work / "unet-run").cpu()

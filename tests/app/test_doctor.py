@@ -8,7 +8,7 @@ from pathlib import Path
 from sfumato.app import diagnosis, inspection
 from sfumato.app.catalogue import ROOT
 from sfumato.assets.recipes import builtin
-from sfumato.assets.recipes.partial import Faster
+from sfumato.assets.recipes.learning.repa import Repa
 
 
 def test_doctor(sfumato, tiny, monkeypatch):
@@ -48,7 +48,7 @@ def test_train_calls_the_recipe(sfumato, monkeypatch):
         builtin, "train", lambda name, **given: called.update(given, name=name) or Path("done")
     )
     said = sfumato(
-        "train", "builtin", "judge", "--minutes", "0.5", "--work", "w", "--every-task", "--align", "0.5"
+        "train", "builtin", "judge", "--minutes", "0.5", "--work", "w", "--every-task", "--repa", "0.5"
     )
     assert said.code == 0
     assert called == {
@@ -57,7 +57,8 @@ def test_train_calls_the_recipe(sfumato, monkeypatch):
         "work": Path("w"),
         "scenes": 16384,
         "every_task": True,
-        "faster": Faster(align=0.5),
+        "repa": Repa(0.5),
+        "microdit": None,
     }
 
 

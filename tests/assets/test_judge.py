@@ -9,7 +9,17 @@ from sfumato.assets.still_life.render import render
 from sfumato.assets.still_life.sampling import sample_scene
 
 SEED = 3_500_000
-WORDS = ("shape", "color", "material", "size", "setting", "light_direction", "light_color", "relation", "count")
+WORDS = (
+    "shape",
+    "color",
+    "material",
+    "size",
+    "setting",
+    "light_direction",
+    "light_color",
+    "relation",
+    "count",
+)
 
 
 @pytest.fixture(scope="module")

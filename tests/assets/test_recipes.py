@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from sfumato.assets.recipes import builtin, flow, networks, tasks, vae
+from sfumato.assets.recipes import builtin, flow, networks, tasks, truth, vae
 from sfumato.assets.recipes.fitting import Fit, fit
+from sfumato.assets.recipes.learning.microdit import MicroDit
+from sfumato.assets.recipes.learning.repa import Repa
 from sfumato.assets.recipes.measure import judged, match
 from sfumato.assets.recipes.muon import Muon, muon_groups, orthogonalise
-from sfumato.assets.recipes.partial import Faster
 from sfumato.assets.recipes.pool import pool
 from sfumato.assets.recipes.text import learn
 from sfumato.assets.still_life.judge import Reading, Seen
+from sfumato.assets.still_life.render import render
 from sfumato.assets.still_life.sampling import sample_scene
+from sfumato.assets.still_life.scene import SHAPES
 from torch import nn
 
 
@@ -103,7 +106,7 @@ def test_forward_without_options_is_diffusers_forward(toy: flow.Flow) -> None:
 
 def test_deferred_masking_keeps_the_tokens_it_says(toy: flow.Flow) -> None:
     x, t, ids = torch.randn(1, 64, 64), torch.tensor([0.5]), torch.randint(0, 90, (1, 8))
-    keep = Faster(mask_share=0.75).keep(64, torch.Generator().manual_seed(0))
+    keep = MicroDit(0.75)(64, torch.Generator().manual_seed(0))
     assert keep is not None
     assert len(keep) == 16 == len(keep.unique())
     changed = x.clone()
@@ -115,10 +118,42 @@ def test_deferred_masking_keeps_the_tokens_it_says(toy: flow.Flow) -> None:
         assert (toy(changed, t, ids, [x], keep).v - v).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize(("field", "value"), [("mask_share", -0.1), ("mask_share", 0.95), ("align", -1.0)])
-def test_faster_refuses_what_is_out_of_range(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=field):
-        Faster(**{field: value})
+@pytest.mark.parametrize("share", [-0.1, 0.95, float("nan")])
+def test_microdit_refuses_what_is_out_of_range(share: float) -> None:
+    with pytest.raises(ValueError, match="share"):
+        MicroDit(share)
+
+
+def test_microdit_off_keeps_all() -> None:
+    assert MicroDit(0.0)(64, torch.Generator()) is None
+
+
+def test_repa_is_the_weighted_squared_error() -> None:
+    a, b = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 4.0]]])
+    assert float(Repa(0.5)(a, b)) == 0.5 * (1 + 4) / 2
+    assert float(Repa(0.0)(a, b)) == 0
+    with pytest.raises(ValueError, match="weight"):
+        Repa(-1.0)
+
+
+def test_truth_knows_the_scene(tmp_path: Path) -> None:
+    """Of one scene: normals and depth are the render's, shapes cover what their masks cover."""
+    scenes = [sample_scene(i) for i in range(3)]
+    found = truth.known(scenes, 8)
+    assert found.shape == (3, 64, truth.WIDTH)
+    seen = render(scenes, size=32, maps=("depth", "normals", "ids"))
+    first = found[1].view(8, 8, truth.WIDTH)
+    assert torch.equal(first[5, 2, :16].view(4, 4), seen.normals[1, 0, 20:24, 8:12])
+    assert torch.equal(first[5, 2, 48:64].view(4, 4), 1 / seen.depth[1, 0, 20:24, 8:12])
+    for i, scene in enumerate(scenes):
+        for shape in {thing.shape for thing in scene.things}:
+            masks = [m for m, thing in zip(seen.masks[i], scene.things, strict=True) if thing.shape == shape]
+            share = found[i, :, 64 + SHAPES.index(shape)].mean()
+            assert float(share) == pytest.approx(float(sum(m.float().mean() for m in masks)), abs=1e-6)
+    data = pool(tmp_path, 64, size=32)
+    rows = truth.truth(tmp_path, data).float().flatten(0, 1)
+    assert rows.mean(0).abs().max() < 0.01
+    assert torch.equal(truth.truth(tmp_path, data).float().flatten(0, 1), rows)
 
 
 def test_whitening_changes_no_picture(tmp_path: Path) -> None:
@@ -179,9 +214,15 @@ def test_a_toy_training_writes_a_model_that_opens(
     codec.save_pretrained(tmp_path / "vae")
     monkeypatch.setattr(builtin, "MODELS", tmp_path / "models")
     monkeypatch.setattr(flow, "BATCH", 2)
-    faster = Faster(mask_share=0.5, align=0.5) if every_task else None
+    repa, microdit = (Repa(), MicroDit()) if every_task else (None, None)
     folder = builtin.train(
-        "still-life", minutes=0.01, work=tmp_path, scenes=16, every_task=every_task, faster=faster
+        "still-life",
+        minutes=0.01,
+        work=tmp_path,
+        scenes=16,
+        every_task=every_task,
+        repa=repa,
+        microdit=microdit,
     )
     from sfumato.pipelines.loading import open_model
     from sfumato.pipelines.text_to_image import TextToImage

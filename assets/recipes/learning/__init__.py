@@ -1,0 +1,1 @@
+"""Ways to learn faster, options of the recipes, one file each."""

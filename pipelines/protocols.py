@@ -153,9 +153,21 @@ class Model(Protocol):
     denoise: Denoiser
     limits: Limits
     defaults: Defaults
+    needs: tuple[str, ...]
+    """Names of pictures that a request must bring, as ("image", "mask") for an inpainting network."""
+    accepts: tuple[str, ...]
+    """Names of pictures that it may bring."""
 
     def encode(self, prompts: Sequence[str], *, key: str) -> Cond:
-        """Prompts (one per image, or one for all) to a condition."""
+        """Prompts (one per image, or one for all) to a condition; those under the key "neg" are what to avoid."""
+        ...
+
+    def attach(self, cond: Cond, pictures: Mapping[str, Tensor]) -> Cond:
+        """The condition with pictures [1 or B,3,H,W] in 0..1 joined to it (a mask has one channel, 1 = repaint)."""
+        ...
+
+    def default_schedule(self, width: int, height: int) -> Schedule:
+        """The model's own schedule, which may depend on the picture's size in pixels."""
         ...
 
     def dropped(self, prompt: str) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -51,13 +51,6 @@ class Images:
         return [Image.fromarray(picture) for picture in data]
 
 
-@runtime_checkable
-class ScheduledBySize(Protocol):
-    """A model whose own schedule depends on the picture's size."""
-
-    def default_schedule(self, width: int, height: int) -> Schedule: ...
-
-
 @dataclass(frozen=True)
 class TextToImage:
     """What is None is the model's own default."""
@@ -70,6 +63,8 @@ class TextToImage:
     wraps: tuple[Wrap, ...] = ()
     distilled: float | None = None
     """The guidance scale that a distilled net (FLUX.1 dev) takes as an input, 0 and up."""
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the model needs or accepts beside the prompt, [1,3,H,W] in 0..1 (a mask has one channel, 1 = repaint)."""
 
     def __call__(
         self,
@@ -108,9 +103,11 @@ class TextToImage:
         return width, height, steps
 
     def _conds(self, prompts: list[str], negatives: list[str], count: int) -> Conds:
-        pos = self._encode(prompts, "pos", count)
+        pos = self.model.attach(self._encode(prompts, "pos", count), self.pictures)
         unguided = self.guidance is None and ("guidance" in pos.embeds or self.model.defaults.guidance == 1)
-        return Conds(pos, None if unguided else self._encode(negatives, "neg", count))
+        if unguided:
+            return Conds(pos)
+        return Conds(pos, self.model.attach(self._encode(negatives, "neg", count), self.pictures))
 
     def _encode(self, prompts: list[str], key: str, count: int) -> Cond:
         """Embeds for `count` images of each prompt; one row serves all if there is one prompt."""
@@ -151,10 +148,7 @@ class TextToImage:
     def _schedule(self, width: int, height: int) -> Schedule:
         if self.schedule is not None:
             return self.schedule
-        if isinstance(self.model, ScheduledBySize):
-            return self.model.default_schedule(width, height)
-        found: Schedule = with_defaults("schedules", self.model.defaults.schedule)
-        return found
+        return self.model.default_schedule(width, height)
 
 
 def _prompts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[list[str], list[str]]:

@@ -119,6 +119,23 @@ def clip_text(width: int, tokens: int):
     return CLIPTextModel(config)
 
 
+def t5(width: int = 32):
+    """A T5 encoder for `t5_tokenizer`."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(vocab_size=200, d_model=width, d_kv=8, d_ff=48, num_layers=1, num_heads=2, pad_token_id=0)
+    )
+
+
+def t5_tokenizer(tokens: int = 512):
+    """Every printable ASCII character is a piece."""
+    from transformers import T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *map(chr, range(33, 127))]
+    return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0, model_max_length=tokens)
+
+
 def alphabet() -> dict[str, int]:
     """CLIP's byte alphabet, plain and word-ending, and its two special tokens."""
     from tokenizers.pre_tokenizers import ByteLevel

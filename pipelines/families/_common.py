@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path as Folder
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..card import Card
-from ..errors import BadInput, NotFinite
+from ..errors import BadInput, BadWeights, NotFinite
 from ..lookup import with_defaults
+from ..paths import vp_from_config
 from ..preview import Projection
-from ..protocols import Cond, Defaults, Denoiser, Limits, Schedule
+from ..protocols import Cond, Defaults, Denoiser, Limits, Path, Schedule
+from ..schedules.flow_shift import FlowShift
+from ..schedules.uniform import Uniform
 from ..weights import tensor_hash
 from ._parts import Part, quiet
 
@@ -69,6 +73,25 @@ def check_prompts(prompts: Iterable[str]) -> list[str]:
     return found
 
 
+class Coder(Protocol):
+    """Images [B,3,H,W] in 0..1 to standardised latents [B,channels,H/factor,W/factor] and back.
+
+    Video coders take and give a frame axis after the channels.
+    """
+
+    vae: Any
+
+    @property
+    def factor(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Codec:
     """An AutoencoderKL: images [B,3,H,W] in 0..1 to standardised latents [B,C,H/factor,W/factor] and back."""
@@ -95,44 +118,33 @@ class Codec:
         z = latents.to(self.vae.device, self.vae.dtype) / self.scale + self.shift
         with torch.no_grad():
             images = self.vae.decode(z, return_dict=False)[0].float()
-        if not bool(torch.isfinite(images).all()):
-            raise NotFinite(
-                f"the decoded image holds NaN or infinity in {self.vae.dtype}; use float32 or bfloat16"
-            )
-        return (images / 2 + 0.5).clamp(0, 1)
+        return shown(images, self.vae.dtype)
 
     def encode(self, images: Tensor) -> Tensor:
-        _, _, height, width = images.shape
-        if height % self.factor or width % self.factor:
-            raise BadInput(
-                "image", f"image of {width}x{height} is not a multiple of {self.factor}; crop or resize it"
-            )
+        check_multiple(images, self.factor)
         pixels = images.to(self.vae.device, self.vae.dtype) * 2 - 1
         with torch.no_grad():
             mean = self.vae.encode(pixels).latent_dist.mean
         return ((mean - self.shift) * self.scale).float()
 
 
-def alike(conds: Sequence[Cond]) -> list[list[int]]:
-    """Which conditions can share one network call: those whose embeds have the same names and shapes."""
-    groups: dict[Any, list[int]] = {}
-    for i, cond in enumerate(conds):
-        shape = tuple(sorted((name, tuple(value.shape[1:])) for name, value in cond.embeds.items()))
-        groups.setdefault(shape, []).append(i)
-    return list(groups.values())
+def shown(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a decoder gives, -1..1, as pixels in 0..1; `dtype` is the decoder's, for the message."""
+    if not bool(torch.isfinite(images).all()):
+        raise NotFinite(f"the decoded image holds NaN or infinity in {dtype}; use float32 or bfloat16")
+    return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
-def stacked(conds: Sequence[Cond], name: str, batch: int, dtype: torch.dtype) -> Tensor:
-    """One embed of several conditions along the batch axis, [len(conds) * batch, ...]."""
-    parts = []
-    for cond in conds:
-        value = cond.embeds[name]
-        if value.shape[0] not in (1, batch):
-            raise BadInput(
-                "prompt", f"{name} of {cond.key!r} is for {value.shape[0]} images, x holds {batch}"
-            )
-        parts.append(value.expand(batch, *value.shape[1:]))
-    return torch.cat(parts).to(dtype)
+def check_multiple(images: Tensor, factor: int) -> None:
+    height, width = images.shape[-2:]
+    if height % factor or width % factor:
+        raise BadInput("image", f"image of {width}x{height} is not a multiple of {factor}; crop or resize it")
+
+
+Embed = Callable[[Sequence[str], bool], Mapping[str, Tensor]]
+"""(prompts, whether they are negative ones) -> named tensors [B,...]."""
+Attach = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Named pictures [1 or B,3,H,W] in 0..1 (a mask has one channel, 1 = repaint) -> further embeds [1 or B,...]."""
 
 
 @dataclass(eq=False)
@@ -144,17 +156,37 @@ class Checkpoint:
     denoise: Denoiser
     limits: Limits
     defaults: Defaults
-    codec: Codec
+    codec: Coder
     text: Text
-    embed: Callable[[Sequence[str]], Mapping[str, Tensor]]
+    embed: Embed
+    schedule_id: str
+    """Catalogue id of the checkpoint's own schedule; a card may prefer another."""
     schedule_for: Callable[[int, int], Schedule]
     """The checkpoint's own schedule at a width and height in pixels."""
     parts: Mapping[str, Part]
     card: Card = field(default_factory=Card)
+    needs: tuple[str, ...] = ()
+    """Pictures without which the network says nothing, as ("image", "mask")."""
+    accepts: tuple[str, ...] = ()
+    """Pictures that it can do without."""
+    attached: Attach | None = None
 
     def encode(self, prompts: Sequence[str], *, key: str) -> Cond:
         with torch.no_grad(), quiet():
-            return Cond(key, self.embed(check_prompts(prompts)))
+            return Cond(key, self.embed(check_prompts(prompts), key.split("/")[0] == "neg"))
+
+    def attach(self, cond: Cond, pictures: Mapping[str, Tensor]) -> Cond:
+        for name in pictures:
+            if name not in (*self.needs, *self.accepts):
+                known = ", ".join((*self.needs, *self.accepts)) or "none"
+                raise BadInput("pictures", f"{self.name} takes no picture {name!r}; it takes {known}")
+        for name in self.needs:
+            if name not in pictures:
+                raise BadInput("pictures", f"{self.name} needs the picture {name!r}; none was given")
+        if self.attached is None or not pictures:
+            return cond
+        with torch.no_grad(), quiet():
+            return Cond(cond.key, {**cond.embeds, **self.attached(pictures)})
 
     def dropped(self, prompt: str) -> str:
         return self.text.dropped(prompt)
@@ -169,7 +201,10 @@ class Checkpoint:
         return self.codec.encode(images)
 
     def default_schedule(self, width: int, height: int) -> Schedule:
-        return self.schedule_for(width, height)
+        if self.defaults.schedule == self.schedule_id:
+            return self.schedule_for(width, height)
+        found: Schedule = with_defaults("schedules", self.defaults.schedule)
+        return found
 
     @property
     def projection(self) -> Projection | None:
@@ -198,10 +233,43 @@ class Checkpoint:
         }
 
 
-def named_schedule(id: str) -> Schedule:
-    """A schedule by its catalogue id, as a card may name it."""
-    found: Schedule = with_defaults("schedules", id)
-    return found
+def vp_path(config: Mapping[str, Any], kind: str, folder: Folder) -> Path:
+    """The noise table of a checkpoint whose network predicts `kind`."""
+    if kind == "epsilon" and config.get("rescale_betas_zero_snr"):
+        raise BadWeights(
+            f"{folder}: prediction_type epsilon says nothing at zero SNR; set rescale_betas_zero_snr to false"
+        )
+    try:
+        return vp_from_config(config)
+    except (ValueError, TypeError) as error:
+        raise BadWeights(f"{folder}: the scheduler's settings make no noise table ({error})") from error
+
+
+def spacing(config: Mapping[str, Any], folder: Folder) -> Uniform:
+    """The checkpoint's own times; those from before the setting existed are leading."""
+    try:
+        return Uniform(config.get("timestep_spacing", "leading"), int(config.get("steps_offset", 0)))
+    except (ValueError, TypeError) as error:
+        raise BadWeights(f"{folder}: the scheduler's settings cannot be used ({error})") from error
+
+
+def flow_schedule(config: Mapping[str, Any], folder: Folder) -> tuple[FlowShift, bool]:
+    """How a flow checkpoint's scheduler pushes times towards noise, and whether that grows with the tokens."""
+    if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
+        name = config.get("_class_name")
+        raise BadWeights(f"{folder}: scheduler is {name!r}; FlowMatchEulerDiscreteScheduler is needed")
+    try:
+        shift = FlowShift(
+            shift=float(config.get("shift", 1.0)),
+            base_shift=float(config.get("base_shift") or 0.5),
+            max_shift=float(config.get("max_shift") or 1.15),
+            base_tokens=int(config.get("base_image_seq_len", 256)),
+            max_tokens=int(config.get("max_image_seq_len", 4096)),
+            terminal=float(config.get("shift_terminal") or 0.0),
+        )
+    except (ValueError, TypeError) as error:
+        raise BadWeights(f"{folder}: the scheduler's settings cannot be used ({error})") from error
+    return shift, bool(config.get("use_dynamic_shifting", False))
 
 
 def count(net: nn.Module) -> int:

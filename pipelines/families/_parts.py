@@ -162,5 +162,20 @@ def load_tokenizer(folder: Path, part: str) -> Any:
     return tokenizer
 
 
+def load_processor(folder: Path, part: str, cls: Any) -> Any:
+    """An image or video processor of transformers itself."""
+    from transformers import ImageProcessingMixin, ProcessorMixin
+
+    home = folder / part
+    if not issubclass(cls, ImageProcessingMixin | ProcessorMixin) or not home.is_dir():
+        raise BadWeights(f"{home}: {cls.__name__} is no processor of transformers, or its folder is missing")
+    with quiet():
+        try:
+            return cls.from_pretrained(str(home), local_files_only=True, trust_remote_code=False)
+        except (*BUILD_ERRORS, ImportError) as error:
+            reason = str(error).split("\n")[0][:200]
+            raise BadWeights(f"{home}: the processor does not open ({reason}); download it again") from error
+
+
 def scheduler_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "scheduler" / "scheduler_config.json")

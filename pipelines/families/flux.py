@@ -10,19 +10,20 @@ Embeds: `text` [B,L,D], `pooled` [B,P], `guidance` [B] where the net was distill
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path as Folder
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..card import read_card
 from ..errors import BadInput, BadWeights
 from ..paths import flow
-from ..protocols import Cond, Defaults, Limits, Model, Path, Pred, Schedule
+from ..protocols import Defaults, Limits, Model, Schedule
 from ..schedules.flow_shift import FlowShift
-from ._common import Checkpoint, Codec, Text, alike, named_schedule, stacked
+from ._common import Checkpoint, Codec, Text, flow_schedule
+from ._denoiser import NetDenoiser
 from ._parts import load_part, load_tokenizer, scheduler_config
 
 MOST_TOKENS = 512
@@ -39,7 +40,7 @@ class Flux:
         return index.get("_class_name") in self.pipelines
 
     def load(self, folder: Folder, dtype: torch.dtype, device: torch.device) -> Model:
-        shift, dynamic = _shift(scheduler_config(folder), folder)
+        shift, dynamic = flow_schedule(scheduler_config(folder), folder)
         tokenizers = load_tokenizer(folder, "tokenizer"), load_tokenizer(folder, "tokenizer_2")
         parts = {
             "transformer": load_part(
@@ -66,42 +67,22 @@ class Flux:
         multiple = 2 * codec.factor
 
         def schedule(width: int, height: int) -> Schedule:
-            if defaults.schedule != SCHEDULE:
-                return named_schedule(defaults.schedule)
             return replace(shift, tokens=(width // multiple) * (height // multiple)) if dynamic else shift
 
         return Checkpoint(
             name=card.name or folder.name,
             family="flux",
-            denoise=_FluxDenoiser(net, dtype),
+            denoise=NetDenoiser(net, flow(), dtype, "flow", _velocity),
             limits=Limits(multiple, multiple, 4096, words.limit),
             defaults=defaults,
             codec=codec,
             text=words,
             embed=encoder,
+            schedule_id=SCHEDULE,
             schedule_for=schedule,
             parts=parts,
             card=card,
         )
-
-
-def _shift(config: Mapping[str, Any], folder: Folder) -> tuple[FlowShift, bool]:
-    """How the checkpoint's scheduler pushes times towards noise, and whether that grows with the tokens."""
-    if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
-        name = config.get("_class_name")
-        raise BadWeights(f"{folder}: scheduler is {name!r}; FLUX needs FlowMatchEulerDiscreteScheduler")
-    try:
-        shift = FlowShift(
-            shift=float(config.get("shift", 1.0)),
-            base_shift=float(config.get("base_shift") or 0.5),
-            max_shift=float(config.get("max_shift") or 1.15),
-            base_tokens=int(config.get("base_image_seq_len", 256)),
-            max_tokens=int(config.get("max_image_seq_len", 4096)),
-            terminal=float(config.get("shift_terminal") or 0.0),
-        )
-    except (ValueError, TypeError) as error:
-        raise BadWeights(f"{folder}: the scheduler's settings cannot be used ({error})") from error
-    return shift, bool(config.get("use_dynamic_shifting", False))
 
 
 def _defaults(distilled: bool, shift: FlowShift, dynamic: bool) -> Defaults:
@@ -118,7 +99,7 @@ class _Encoder:
     t5: Any
     guidance: Tensor | None
 
-    def __call__(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+    def __call__(self, prompts: Sequence[str], negative: bool) -> Mapping[str, Tensor]:
         embeds = {
             "text": self.t5(self.words.ids(prompts)[0].to(self.t5.device))[0],
             "pooled": self.clip(self.pooled.ids(prompts)[0].to(self.clip.device)).pooler_output,
@@ -126,48 +107,30 @@ class _Encoder:
         return embeds if self.guidance is None else embeds | {"guidance": self.guidance}
 
 
-@dataclass(eq=False)
-class _FluxDenoiser:
-    net: nn.Module
-    dtype: torch.dtype
-    path: Path = field(default_factory=flow)
-
-    def __call__(self, x: Tensor, t: float, *conds: Cond) -> list[Pred]:
-        a, s = self.path.alpha(t), self.path.sigma(t)
-        found: dict[int, Pred] = {}
-        for group in alike(conds):
-            v = self._velocity(x, s, [conds[i] for i in group]).to(x.dtype)
-            for i, part in zip(group, v.chunk(len(group)), strict=True):
-                # x_t = (1 - s) x0 + s eps and v = eps - x0
-                found[i] = Pred(x - s * part, x + a * part)
-        return [found[i] for i in range(len(conds))]
-
-    def _velocity(self, x: Tensor, s: float, conds: Sequence[Cond]) -> Tensor:
-        """[len(conds) * B, C, h, w]."""
-        batch, _, height, width = x.shape
-        if height % 2 or width % 2:
-            raise BadInput(
-                "latents", f"latents of {height}x{width} cells; FLUX packs 2x2 cells, both must be even"
-            )
-        tokens = _pack(x.to(self.dtype)).repeat(len(conds), 1, 1)
-        ids, own = _positions(height, width, 0, x.device), tokens.shape[1]
-        if "context" in conds[0].embeds:
-            context = stacked(conds, "context", batch, self.dtype)
-            tokens = torch.cat([tokens, _pack(context)], dim=1)
-            ids = torch.cat([ids, _positions(context.shape[2], context.shape[3], 1, x.device)])
-        text = stacked(conds, "text", batch, self.dtype)
-        guided = "guidance" in conds[0].embeds
-        v = self.net(
-            hidden_states=tokens,
-            encoder_hidden_states=text,
-            pooled_projections=stacked(conds, "pooled", batch, self.dtype),
-            timestep=torch.full((len(tokens),), s, device=x.device, dtype=self.dtype),
-            guidance=stacked(conds, "guidance", batch, torch.float32) if guided else None,
-            img_ids=ids,
-            txt_ids=ids.new_zeros(text.shape[1], 3),
-            return_dict=False,
-        )[0]
-        return _unpack(v[:, :own], height, width)
+def _velocity(net: Any, x: Tensor, t: float, embeds: Mapping[str, Tensor]) -> Tensor:
+    """eps - x0 [N,C,h,w] at x [N,C,h,w]."""
+    height, width = x.shape[2:]
+    if height % 2 or width % 2:
+        raise BadInput(
+            "latents", f"latents of {height}x{width} cells; FLUX packs 2x2 cells, both must be even"
+        )
+    tokens, ids = _pack(x), _positions(height, width, 0, x.device)
+    own = tokens.shape[1]
+    if "context" in embeds:
+        context = embeds["context"]
+        tokens = torch.cat([tokens, _pack(context)], dim=1)
+        ids = torch.cat([ids, _positions(context.shape[2], context.shape[3], 1, x.device)])
+    v = net(
+        hidden_states=tokens,
+        encoder_hidden_states=embeds["text"],
+        pooled_projections=embeds["pooled"],
+        timestep=torch.full((len(tokens),), t, device=x.device, dtype=x.dtype),
+        guidance=embeds.get("guidance"),
+        img_ids=ids,
+        txt_ids=ids.new_zeros(embeds["text"].shape[1], 3),
+        return_dict=False,
+    )[0]
+    return _unpack(v[:, :own], height, width)
 
 
 def _pack(x: Tensor) -> Tensor:

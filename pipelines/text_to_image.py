@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import BadInput
+from .from_image import FromImage
 from .guidance.cfg import Cfg
 from .lookup import with_defaults
 from .loop import Control
@@ -65,6 +66,8 @@ class TextToImage:
     """The guidance scale that a distilled net (FLUX.1 dev) takes as an input, 0 and up."""
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
     """What the model needs or accepts beside the prompt, [1,3,H,W] in 0..1 (a mask has one channel, 1 = repaint)."""
+    start: FromImage | None = None
+    """A picture to start from instead of noise; the result has its size."""
 
     def __call__(
         self,
@@ -88,11 +91,19 @@ class TextToImage:
         latents = self._sample(conds, width, height, steps, seeds, control)
         sampled = time.perf_counter()
         pixels = self.model.decode(latents).float().cpu()
+        pixels = self.start.kept(pixels) if self.start else pixels
         timings = Timings(encoded - began, sampled - encoded, time.perf_counter() - sampled)
         return Images(pixels, latents, seeds, timings, tuple(self.model.dropped(text) for text in prompts))
 
     def _numbers(self, width: int | None, height: int | None, steps: int | None) -> tuple[int, int, int]:
         own = self.model.defaults
+        if self.start is not None:
+            for name, asked, found in zip(("width", "height"), (width, height), self.start.size, strict=True):
+                if asked not in (None, found):
+                    raise BadInput(
+                        name, f"{name} = {asked}, the picture to start from has {found}; leave it out"
+                    )
+            width, height = self.start.size
         width, height = (
             width if width is not None else own.width,
             height if height is not None else own.height,
@@ -141,8 +152,12 @@ class TextToImage:
         ts = self._schedule(width, height)(steps, model.denoise.path)
         device = next((weight.device for weight in model.denoise.net.parameters()), torch.device("cpu"))
         noise = SeededNoise(seeds, model.latent_shape(width, height), device=device)
-        pipeline = Pipeline(model.denoise, sampler, guidance, self.patches, self.wraps)
-        x = begin(model.denoise.path, noise(), ts[0])
+        if self.start is None:
+            x, wraps = begin(model.denoise.path, noise(), ts[0]), self.wraps
+        else:
+            x, ts, own = self.start(model, ts, noise())
+            wraps = (*self.wraps, *own)
+        pipeline = Pipeline(model.denoise, sampler, guidance, self.patches, wraps)
         return pipeline(x, conds, ts, noise=noise, control=control)
 
     def _schedule(self, width: int, height: int) -> Schedule:

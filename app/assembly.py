@@ -15,6 +15,7 @@ from ..pipelines.sizes import check_size
 from ..pipelines.text_to_image import TextToImage
 from .builder import build, find
 from .faults import refuse
+from .registry import locate
 from .requests import SamplingRequest, Technique
 
 R = TypeVar("R", bound=SamplingRequest)
@@ -41,7 +42,14 @@ def open_for(request: R) -> tuple[Model, R]:
         raise refuse(
             "model", "still-life", "is not installed; `sfumato train builtin still-life`, or --model FOLDER"
         )
-    model = open_model(request.model, dtype=getattr(torch, dtype), device=device)
+    place = locate(request.model)
+    parts = request.parts or place.parts
+    model = open_model(
+        place.place,
+        dtype=getattr(torch, dtype),
+        device=device,
+        parts=locate(parts, field="parts").place if parts else None,
+    )
     return model, request.model_copy(update={"device": device, "dtype": dtype})
 
 

@@ -23,9 +23,11 @@ FOLDERS = {
     "pipelines/wraps": "wrap",
     "pipelines/patches": "patch",
     "pipelines/converts": "convert",
+    "video/guidance": "guidance",
     "video/wraps": "wrap",
     "three_d/distill": "distill",
     "pipelines/families": "family",
+    "video/families": "family",
     "assets/recipes/learning": "recipe",
 }
 APART = ("family", "recipe")

@@ -20,6 +20,7 @@ from .faults import INTERRUPTED, describe
 from .options import request_command
 
 ABOUT = "Images, video and 3D with diffusion and flow models; every technique works with every model family."
+MODELS_ABOUT = "Which models there are, what a file is, and ways to get them in. Alone, the list."
 
 app = typer.Typer(
     name="sfumato",
@@ -92,6 +93,25 @@ def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(function, eval_str=True).parameters.values())
 
 
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a group does without a command of its own: `function(console)`. Options before the command hold for it."""
+
+    def callback(
+        ctx: typer.Context,
+        format: Format = None,
+        json: Json = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
+    ) -> None:
+        base = ctx.obj if isinstance(ctx.obj, Console) else Console()
+        shape = "json" if json else format or base.format
+        ctx.obj = Console(shape, quiet or base.quiet, verbose or base.verbose)
+        if ctx.invoked_subcommand is None:
+            function(console=ctx.obj)
+
+    return callback
+
+
 def register() -> None:
     """Commands of the tasks, then the others."""
     from .commands import COMMANDS
@@ -99,11 +119,17 @@ def register() -> None:
 
     for task in TASKS:
         app.command(task.request.task)(with_console(request_command(task.request)(task.run)))
-    train = typer.Typer(help="Train built-in models from their recipes.", no_args_is_help=True)
+    groups = {
+        "": app,
+        "train": typer.Typer(help="Train built-in models from their recipes.", no_args_is_help=True),
+        "models": typer.Typer(help=MODELS_ABOUT, invoke_without_command=True),
+    }
+    groups["models"].callback(help=MODELS_ABOUT)(_alone(COMMANDS["models list"]))
     for name, function in COMMANDS.items():
         group, _, verb = name.rpartition(" ")
-        (train if group == "train" else app).command(verb)(with_console(function))
-    app.add_typer(train, name="train")
+        groups[group].command(verb)(with_console(function))
+    for name in ("models", "train"):
+        app.add_typer(groups[name], name=name)
 
 
 register()

@@ -11,10 +11,13 @@ import typer
 from ..pipelines.errors import BadInput
 from .console import Console, table
 from .faults import unknown
+from .model_commands import MODELS
 from .output import ensure_folder
 from .requests import REQUESTS
 
-File = Annotated[str, typer.Argument(help="an image, a .safetensors file, or a model folder", metavar="FILE")]
+File = Annotated[
+    str, typer.Argument(help="an image, a .safetensors or .gguf file, or a model folder", metavar="FILE")
+]
 
 
 def replay(
@@ -41,7 +44,7 @@ def replay(
 def inspect(console: Console, file: File) -> None:
     """Say how an image was made, or what weights hold.
 
-    Images of sfumato, A1111 and kin, ComfyUI, InvokeAI, SwarmUI, Fooocus; .safetensors files; model folders.
+    Images of sfumato, A1111 and kin, ComfyUI, InvokeAI, SwarmUI, Fooocus; .safetensors and .gguf files; model folders.
     """
     from .inspection import inspect_path, told
 
@@ -80,19 +83,6 @@ def techniques(
         raise unknown("kind", kind, kinds, f"known are {', '.join(sorted(kinds))}")
     chosen = [e for e in entries.values() if kind in (None, e.kind)]
     console.data([e.plain() for e in chosen], table([(e.kind, e.id, e.summary) for e in chosen]))
-
-
-def models(console: Console) -> None:
-    """List the built-in models and the families that open by folder."""
-    from .catalogue import catalogue
-    from .inspection import builtin_models
-
-    found = builtin_models()
-    families = [e for e in catalogue().values() if e.kind == "family"]
-    rows: list[tuple[str, ...]] = [("built-in", m["name"], m["text"]) for m in found]
-    rows += [("family", e.id, e.summary) for e in families]
-    data = {"builtin": found, "families": [e.plain() for e in families]}
-    console.data(data, table(rows) or "no built-in models are installed and no families are known")
 
 
 def doctor(console: Console) -> int:
@@ -178,8 +168,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": replay,
     "inspect": inspect,
     "techniques": techniques,
-    "models": models,
     "doctor": doctor,
     "schema": schema,
     "train builtin": train_builtin,
+    **MODELS,
 }

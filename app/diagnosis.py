@@ -32,6 +32,7 @@ EXTRAS = {
     "ray": ("batch", "batch jobs over several machines"),
     "open3d": ("three-d", "mesh extraction and point cloud tools"),
     "trimesh": ("three-d", "mesh files: GLB, OBJ, PLY"),
+    "gguf": ("gguf", "opening GGUF files"),
     "triton": ("gpu", "the fused GPU kernels; plain torch is used without it"),
     "xformers": ("xformers", "one more attention backend; torch's own is used without it"),
 }

@@ -21,9 +21,11 @@ from .assembly import assemble, defaults_used, machine, open_for, plan, resolve
 from .console import Console
 from .faults import DONE, INTERRUPTED, Failure, refuse
 from .interruption import Interrupted, asked_to_stop, read_resume, resume_path
+from .loras import Adapters, put_on
 from .metadata import check_metadata_fits, make_record, model_hash, save_image
 from .output import check_output, image_paths, write_text, write_whole
 from .requests import GenerateRequest
+from .words import Words, words_of
 
 T = TypeVar("T")
 
@@ -48,18 +50,32 @@ class Run:
     model: Model
     pipe: TextToImage
     paths: tuple[Path, ...]
-    notes: tuple[str, ...]
     choices: Choices
+    words: tuple[Words, ...]
+    """What the prompts come to, per image."""
+    adapters: Adapters
 
     def record(self, index: int) -> dict[str, Any]:
-        return make_record(
+        words = self.words[index]
+        record = make_record(
             self.request,
             index,
             self.model.info(),
             used=defaults_used(self.request, self.model),
             machine=machine(self.request),
-            notes=self.notes,
+            notes=self.notes(index),
         )
+        return record | {"resolved": words.plain(), "tagged": words.tagged} | self.adapters.record(words)
+
+    def notes(self, index: int) -> tuple[str, ...]:
+        """What the user should know about an image's prompts and LoRAs."""
+        return (*remarks(self.words[index], self.model), *self.adapters.notes)
+
+    def alike(self, first: int) -> int:
+        """How many images from `first` on make a batch: those of its window under the same LoRAs."""
+        end = min(first - first % self.request.batch + self.request.batch, self.request.count)
+        loras = self.words[first].loras
+        return next((i for i in range(first, end) if self.words[i].loras != loras), end) - first
 
     def job(self, first: int) -> dict[str, Any]:
         """What a checkpoint must carry to be taken up again; also its fingerprint."""
@@ -68,6 +84,7 @@ class Run:
             "first": first,
             "paths": [str(path.absolute()) for path in self.paths],
             "model": model_hash(self.model.info()),
+            "adapters": [self.adapters.hashes, self.adapters.words],
             "sidecar": self.choices.sidecar,
         }
 
@@ -90,24 +107,43 @@ def generate_images(
     return make_all(run, console)
 
 
-def prepare(request: GenerateRequest, console: Console, choices: Choices, *, dry_run: bool = False) -> Run:
+def prepare(
+    request: GenerateRequest,
+    console: Console,
+    choices: Choices,
+    *,
+    dry_run: bool = False,
+    words_for: Callable[[GenerateRequest], tuple[Words, ...]] = words_of,
+) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done."""
     console.detail(f"opening {request.model}")
     model, request = open_for(request)
     request = resolve(request, model)
     pipe = built(lambda: assemble(request, model))
-    notes = remarks(request, model)
-    for note in notes:
-        console.say(note)
+    words = words_for(request)
+    adapters = put_on(request, model, words)
     paths = image_paths(choices.output, request.count, make=not dry_run)
-    check_metadata_fits(paths[0], request)
-    return Run(request, model, pipe, tuple(paths), notes, choices)
+    check_metadata_fits(paths[0], request, words)
+    run = Run(request, model, pipe, tuple(paths), choices, words, adapters)
+    for note in all_notes(run):
+        console.say(note)
+    return run
 
 
-def remarks(request: GenerateRequest, model: Model) -> tuple[str, ...]:
+def all_notes(run: Run) -> list[str]:
+    """Those of all images, each once."""
+    different = {words: index for index, words in enumerate(run.words)}
+    return list(dict.fromkeys(note for index in different.values() for note in run.notes(index)))
+
+
+def remarks(words: Words, model: Model) -> tuple[str, ...]:
     """What the user should know about the prompts; kept in the record too."""
-    notes = [] if request.prompt.strip() else ["prompt: empty, the model is free to choose"]
-    for name, text in (("prompt", request.prompt), ("negative", request.negative)):
+    notes = [] if words.prompt.strip() else ["prompt: empty, the model is free to choose"]
+    for name, text in (("prompt", words.prompt), ("negative", words.negative)):
+        if model.reads(text) != text:
+            notes.append(
+                f"{name}: {model.info()['name']} knows no weights; it reads: {model.reads(text)[:200]}"
+            )
         dropped = model.dropped(text) if text else ""
         if dropped:
             shown = dropped if len(dropped) <= 200 else f"{dropped[:200]}…"
@@ -143,7 +179,7 @@ def make_all(run: Run, console: Console, *, first: int = 0, checkpoint: Checkpoi
         "files": files,
         "request": request.model_dump(mode="json"),
         "model": dict(run.model.info()),
-        "notes": list(run.notes),
+        "notes": all_notes(run),
         "seconds": round(seconds, 3),
     }
     console.data(result, "")
@@ -153,18 +189,22 @@ def make_all(run: Run, console: Console, *, first: int = 0, checkpoint: Checkpoi
 
 def sample(run: Run, first: int, control: Control) -> Images:
     """One batch, from image `first` on. On a stop the checkpoint is saved beside the image to come."""
-    request = run.request
+    request, count = run.request, run.alike(first)
     assert request.seed is not None
+    words = run.words[first : first + count]
+    told = [(one.prompt, one.negative) for one in words]
+    same = len(set(told)) == 1
+    run.adapters.weigh(words[0].loras)
     try:
         return built(
             lambda: run.pipe(
-                request.prompt,
-                negative=request.negative,
+                told[0][0] if same else [prompt for prompt, _ in told],
+                negative=told[0][1] if same else [negative for _, negative in told],
                 width=request.width,
                 height=request.height,
                 steps=request.steps,
                 seed=(request.seed or 0) + first,
-                count=min(request.batch, request.count - first),
+                count=count if same else 1,
                 control=control,
             )
         )
@@ -240,11 +280,13 @@ def resume_images(name: str, console: Console, choices: Choices) -> int:
         raise refuse("resume", name, "is a checkpoint whose request and files disagree")
     choices = replace(choices, output=None, sidecar=choices.sidecar or bool(job.get("sidecar")))
     model, request = open_for(request)
-    run = Run(
-        request, model, built(lambda: assemble(request, model)), paths, remarks(request, model), choices
-    )
+    words = words_of(request)
+    adapters = put_on(request, model, words)
+    run = Run(request, model, built(lambda: assemble(request, model)), paths, choices, words, adapters)
     if model_hash(model.info()) != job["model"]:
         raise refuse("resume", name, f"belongs to other weights than those of {request.model}")
+    if job.get("adapters", [{}, {}]) != [adapters.hashes, adapters.words]:
+        raise refuse("resume", name, "belongs to other LoRAs or embeddings than those there are now")
     check_output(str(paths[first]), make=True)
     run = replace(run, choices=replace(choices, sidecar=bool(job.get("sidecar"))))
     return make_all(run, console, first=first, checkpoint=checkpoint)

@@ -8,12 +8,33 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..pipelines.weights import Tensor, read_header, read_headers, read_json, tensor_hash, weight_files
+from ..pipelines.doors.gguf_header import read_gguf
+from ..pipelines.doors.recognise import identify
+from ..pipelines.weights import (
+    UNSAFE,
+    Tensor,
+    read_headers,
+    read_json,
+    read_metadata,
+    read_tensors,
+    refused,
+    tensor_hash,
+    weight_files,
+)
 from .catalogue import ROOT, catalogue
 from .faults import refuse
 
 INDEX = "model_index.json"
 MODELS = ROOT / "assets" / "models"
+WEIGHTS = (".safetensors", ".gguf", ".resume")
+ABOUT = ("modelspec.", "general.", "ss_base_model", "ss_network", "ss_sd_model", "format")
+"""Beginnings of the metadata that say what a file is; trainers add lists of all their pictures."""
+FAMILIES = {"sd15": "sd", "sd2": "sd", "sdxl-refiner": "sdxl", "sd35-medium": "sd3", "sd35-large": "sd3"}
+FAMILIES |= {
+    name: name for name in ("sdxl", "sd3", "flux2", "chroma", "auraflow", "pixart", "wan", "ltx-video")
+}
+FAMILIES |= {"flux-dev": "flux", "flux-schnell": "flux", "hunyuan-video": "hunyuan-video"}
+"""Architecture of a header to family."""
 SHOWN = 20
 """Tensors listed in text form; JSON lists all."""
 
@@ -25,7 +46,7 @@ def inspect_path(name: str) -> dict[str, Any]:
         return inspect_folder(path)
     if not path.exists():
         raise refuse("file", name, "does not exist")
-    if path.suffix == ".safetensors" or path.suffix == ".resume":
+    if path.suffix.lower() in (*WEIGHTS, *UNSAFE):
         return inspect_weights(path)
     return inspect_image(path)
 
@@ -40,17 +61,43 @@ def inspect_image(path: Path) -> dict[str, Any]:
     return {**about, "metadata": None if found is None else found.fields()}
 
 
-def inspect_weights(path: Path) -> dict[str, Any]:
-    """The header of one safetensors file."""
-    tensors = read_header(path)
+def inspect_weights(path: Path, *, hashed: bool = True) -> dict[str, Any]:
+    """The header of one safetensors or GGUF file, and what it shows; the hash reads the whole file."""
+    if path.suffix.lower() in UNSAFE:
+        raise refused(path)
+    tensors = read_tensors(path)
+    found = identify(tensors)
     rows = [{"name": n, "dtype": t.dtype, "shape": list(t.shape)} for n, t in tensors.items()]
     return {
         "kind": "weights",
         "file": str(path),
+        "role": found.role,
+        "architecture": found.architecture,
+        "family": FAMILIES.get(found.architecture or ""),
+        "naming": found.naming,
+        "holds": list(found.parts),
+        "channels": found.channels,
+        "adapter": found.kind or None,
+        "ranks": list(found.ranks),
+        "scaled": found.scaled,
         **summary(tensors.values()),
-        "hash": tensor_hash(path),
+        "hash": tensor_hash(path) if hashed else None,
+        "about": _about(path),
         "tensors": rows,
     }
+
+
+def _about(path: Path) -> dict[str, str]:
+    """What the file says of itself."""
+    said = read_gguf(path).metadata if path.suffix.lower() == ".gguf" else read_metadata(path)
+    return {k: str(v)[:500] for k, v in said.items() if k.startswith(ABOUT)}
+
+
+def told_kind(found: dict[str, Any]) -> tuple[str, str]:
+    """Architecture or pipeline, and role, of something inspected."""
+    if found["kind"] == "model":
+        return found["pipeline"], "folder"
+    return found["architecture"] or "", found["role"]
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
@@ -89,13 +136,13 @@ def summary(tensors: Iterable[Tensor]) -> dict[str, Any]:
 
 
 def family_of(pipeline: str) -> str | None:
-    """The family whose file names this pipeline class."""
-    for entry in catalogue().values():
-        if entry.kind == "family" and any(
-            pipeline in str(s.default) for s in entry.settings if s.name == "pipelines"
-        ):
+    """The family whose file names this pipeline class, in its field or elsewhere."""
+    families = [entry for entry in catalogue().values() if entry.kind == "family"]
+    for entry in families:
+        if any(f"'{pipeline}'" in str(s.default) for s in entry.settings if s.name == "pipelines"):
             return entry.id
-    return None
+    quoted = f'"{pipeline}"'
+    return next((e.id for e in families if quoted in (ROOT / e.file).read_text(encoding="utf-8")), None)
 
 
 def builtin_models() -> list[dict[str, Any]]:
@@ -115,7 +162,9 @@ def told(found: dict[str, Any]) -> str:
         lines = [f"{found['file']}: {found['format']}, {found['size']}, {found['mode']}"]
         return "\n".join([*lines, *_told_metadata(found["metadata"])])
     if found["kind"] == "weights":
-        lines = [f"{found['file']}: {found['count']} tensors, {_told_size(found)}", f"hash {found['hash']}"]
+        lines = [f"{found['file']}: {_told_role(found)}", f"{found['count']} tensors, {_told_size(found)}"]
+        lines += [f"hash {found['hash']}"] if found["hash"] else []
+        lines += [f"{k}: {_short(v)}" for k, v in found["about"].items()]
         rows = [f"  {t['name']}  {t['dtype']} {t['shape']}" for t in found["tensors"][:SHOWN]]
         more = len(found["tensors"]) - SHOWN
         return "\n".join(
@@ -127,8 +176,26 @@ def told(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _told_role(found: dict[str, Any]) -> str:
+    """As "lora for sdxl, rank 16, changes unet"."""
+    words = [found["adapter"] or found["role"]]
+    if found["architecture"]:
+        words[0] += f" for {found['architecture']}" if found["adapter"] else f", {found['architecture']}"
+    if found["ranks"]:
+        low, high = found["ranks"][0], found["ranks"][-1]
+        words.append(f"rank {low}" if low == high else f"ranks {low} to {high}")
+    if found["holds"]:
+        words.append(f"{'changes' if found['adapter'] else 'holds'} {' and '.join(found['holds'])}")
+    if found["scaled"]:
+        words.append("quantised with scales beside the weights")
+    return ", ".join(words)
+
+
 def _told_size(part: dict[str, Any]) -> str:
-    return f"{part['parameters']:,} parameters ({', '.join(part['dtypes'])}), {part['bytes']:,} bytes"
+    """Parameters, and the share of each precision if there are several."""
+    count = max(1, part["parameters"])
+    shares = [f"{n / count:.1%} {d}" if len(part["dtypes"]) > 1 else d for d, n in part["dtypes"].items()]
+    return f"{part['parameters']:,} parameters ({', '.join(shares)}), {part['bytes']:,} bytes"
 
 
 def _told_metadata(metadata: dict[str, Any] | None) -> list[str]:

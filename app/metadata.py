@@ -5,8 +5,10 @@ UserComment with A1111's text, whose last value `Sfumato` is our JSON. The recor
 between two runs of the same request on the same machine: no dates, no timings. So replaying it gives the same
 bytes; timings go to stdout and to the sidecar file (`--sidecar`).
 
-Record, schema 1: {schema, task, request (resolved), image {index, seed}, used {sampler, schedule}, versions,
-machine {device, name, threads}, model {..., hash}, notes}.
+Record, schema 1: {schema, task, request (nothing left open, prompts as they were given), image {index, seed},
+used {sampler, schedule}, versions, machine {device, name, threads}, model {..., hash}, notes, resolved {prompt,
+negative} (as they were encoded), tagged (the prompt with its choices made and its LoRA tags), loras [{name, weight,
+hash}]}, and embeddings {word: hash} if there are any.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import html
 import json
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,9 +31,10 @@ from .faults import refuse
 from .output import FORMATS, write_whole
 from .recovered import MAX_TEXT, BrokenMetadata, Recovered
 from .requests import SamplingRequest
+from .words import Words
 
 SCHEMA = 1
-PACKAGES = ("sfumato", "torch", "diffusers", "transformers", "pillow", "numpy")
+PACKAGES = ("sfumato", "torch", "diffusers", "transformers", "peft", "pillow", "numpy")
 JPEG_LIMIT = 60_000
 """Bytes of EXIF that fit into a JPEG, with room for the headers."""
 
@@ -112,22 +115,26 @@ def parameters(record: Mapping[str, Any], *, own: bool = False) -> str:
         "Size": f"{request['width']}x{request['height']}",
         "Model hash": model["hash"][:10],
         "Model": model.get("name", request["model"]),
+        "Lora hashes": ", ".join(f"{row['name']}: {row['hash'][:12]}" for row in record.get("loras", []))
+        or None,
         "RNG": "CPU",
         "Version": f"sfumato {record['versions']['sfumato']}",
         OWN_IN_A1111: compact(record) if own else None,
     }
-    return write_a1111(request["prompt"], request["negative"], settings)
+    negative = record["resolved"]["negative"] if "resolved" in record else request["negative"]
+    return write_a1111(record.get("tagged", request["prompt"]), negative, settings)
 
 
 def compact(record: Mapping[str, Any]) -> str:
     return json.dumps(record, sort_keys=True, separators=(",", ":"))
 
 
-def check_metadata_fits(path: Path, request: SamplingRequest) -> None:
+def check_metadata_fits(path: Path, request: SamplingRequest, words: Iterable[Words]) -> None:
     """A JPEG holds 64 KB of metadata: a longer prompt is refused before any work is done."""
     if FORMATS[path.suffix.lower()] != "JPEG":
         return
-    needed = 4 * (len(request.prompt) + len(request.negative)) + 8000
+    longest = max(3 * len(one.tagged) + 2 * len(one.negative) for one in set(words))
+    needed = 2 * (len(request.prompt) + len(request.negative) + longest) + 8000
     if needed > JPEG_LIMIT:
         remedy = f"needs about {needed} bytes of metadata, a JPEG holds {JPEG_LIMIT}; write .png or .webp"
         raise refuse("prompt", request.prompt, remedy)

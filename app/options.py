@@ -15,9 +15,10 @@ import typer
 from pydantic.fields import FieldInfo
 
 from .faults import refuse
-from .requests import Request, Technique
+from .requests import LoraChoice, Request, Technique
 
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Technique: "NAME[:KEY=VALUE,...]"}
+METAVARS[LoraChoice] = "FILE_OR_NAME[:WEIGHT]"
 
 
 def command_signature(request: type[Request], function: Callable[..., Any]) -> inspect.Signature:

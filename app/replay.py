@@ -18,6 +18,7 @@ from .metadata import SCHEMA, encoder, model_hash, open_image, read_metadata
 from .output import FORMATS, check_output, image_paths, write_whole
 from .requests import REQUESTS, GenerateRequest
 from .settings import make_request
+from .words import words_again, words_from
 
 
 def replay_file(
@@ -29,7 +30,10 @@ def replay_file(
     check_output(output, make=not check)
     request, index = request_of(record, name)
     moved = request if model is None else request.model_copy(update={"model": model})
-    run = prepare(moved, console, Choices(output), dry_run=True)
+    told = words_from(record)
+    run = prepare(
+        moved, console, Choices(output), dry_run=True, words_for=lambda full: words_again(full, index, told)
+    )
     run = replace(run, request=run.request.model_copy(update={"model": request.model}))
     differences = compare_records(record, run.record(index))
     for text in differences:
@@ -80,6 +84,8 @@ def request_of(record: dict[str, Any], name: str) -> tuple[GenerateRequest, int]
 def remake(run: Run, index: int, console: Console) -> Image.Image:
     """The image, out of the batch it was sampled in."""
     first = index // run.request.batch * run.request.batch
+    while first + run.alike(first) <= index:
+        first += run.alike(first)
     with console.progress("sampling") as step:
 
         def on_step(event: Any) -> None:
@@ -101,6 +107,9 @@ def compare_records(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     model = old.get("model")
     if not isinstance(model, dict) or model.get("hash") != model_hash(new["model"]):
         found.append("weights: not the same as then")
+    for part in ("loras", "embeddings"):
+        if part in old and old[part] != new.get(part):
+            found.append(f"{part}: not the same as then")
     return found
 
 

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..pipelines.prompts import MOST_WEIGHT
+
 SEED_LIMIT = 2**63 - 1
 
 
@@ -106,6 +108,31 @@ def _value(text: str) -> Any:
         return text
 
 
+class LoraChoice(BaseModel):
+    """A LoRA and how strongly it acts. Accepts `ink`, `ink:0.8` and {"name": "ink", "weight": 0.8}."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="a file, or a name in the folder of LoRAs", min_length=1)
+    weight: float = Field(1.0, description="how strongly it acts; 0 is off", ge=-MOST_WEIGHT, le=MOST_WEIGHT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, colon, weight = value.rpartition(":")
+        return {"name": name, "weight": weight} if colon and _is_number(weight) else {"name": value}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Request(BaseModel):
     """Base of all requests. `task` is the command's name."""
 
@@ -137,8 +164,14 @@ class SamplingRequest(Request):
     negative: str = field("", "what to steer away from", flags=("-n", "--negative-prompt"))
     model: str = field(
         "still-life",
-        "built-in model or folder of weights: `sfumato models`",
+        "built-in or remembered model, folder or file of weights, or owner/name that was pulled: `sfumato models`",
         flags=("-m",),
+        min_length=1,
+    )
+    parts: str | None = field(
+        None,
+        "for a single file: folder in diffusers layout (or its name) with its tokenizers and what else it lacks",
+        group="advanced",
         min_length=1,
     )
     width: int | None = field(
@@ -166,6 +199,21 @@ class SamplingRequest(Request):
         "guidance, wrap, patch or convert as NAME:key=value,key=value; repeat for more: `sfumato techniques`",
         group="advanced",
         flags=("-t", "--technique"),
+    )
+    loras: tuple[LoraChoice, ...] = field(
+        (), "LoRA, a file or a name in --lora-folder; repeat for more", group="advanced", flags=("--lora",)
+    )
+    lora_folder: str = field(
+        "loras", "folder in which LoRAs are looked up by name", group="advanced", min_length=1
+    )
+    wildcards: str | None = field(
+        None, "folder of text files: __name__ in a prompt is a line of name.txt", group="advanced"
+    )
+    embeddings: tuple[str, ...] = field(
+        (),
+        "file of textual inversion; its word stands in prompts as <name>; repeat for more",
+        group="advanced",
+        flags=("--embedding",),
     )
     batch: int = field(
         1,

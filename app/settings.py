@@ -1,7 +1,8 @@
 """Where values come from: flags over environment over config file over defaults.
 
 Environment: `SFUMATO_STEPS=30`. Config file, YAML or TOML: --config, `SFUMATO_CONFIG`, or in the user's
-config folder; a request's fields at the top level, or under its task's name to hold for that task only.
+config folder; a request's fields at the top level, or under its task's name to hold for that task only. One more key,
+`model_paths`, names an extra_model_paths.yaml.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pydantic import ValidationError
 
 from ..pipelines.errors import BadInput
 from .faults import nearest, refuse, validation_sentences
+from .model_paths import SETTING
 from .options import plain_type
 from .requests import REQUESTS, Request
 
 PREFIX = "SFUMATO_"
-OTHERS = ("CONFIG", "OUTPUT")
+OTHERS = ("CONFIG", "OUTPUT", "MODEL_PATHS")
 """Variables that are no request fields."""
 
 R = TypeVar("R", bound=Request)
@@ -57,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
     found = {} if found is None else found
     if not isinstance(found, dict):
         raise refuse("config", str(path), f"must be a table of settings, not a {type(found).__name__}")
-    known = {name for request in REQUESTS.values() for name in fields(request)} | set(REQUESTS)
+    known = {name for request in REQUESTS.values() for name in fields(request)} | set(REQUESTS) | {SETTING}
     for key in found:
         if key not in known:
             raise refuse(

@@ -13,6 +13,7 @@ import typer
 
 from .console import Console
 from .faults import refuse
+from .registry import located
 from .requests import GenerateRequest, Request, WorldRequest
 from .settings import config_file, make_request, merged, unknown_variables
 
@@ -109,7 +110,7 @@ def _merged(
     file = config_file(config)
     if file is not None:
         console.detail(f"settings from {file}")
-    return merged(request, values, file)
+    return located(merged(request, values, file), file)
 
 
 def _output(given: str | None) -> str | None:

@@ -1,7 +1,9 @@
-"""The door to checkpoints: a built-in name or a folder in diffusers layout becomes a Model.
+"""The door to checkpoints: a built-in name, a folder in diffusers layout, a single file or a pulled model of the Hub
+becomes a Model.
 
 Which family opens a folder is decided by its model_index.json alone. Families are found by walking families/:
-a new one is one file there. Nothing is ever fetched, and nothing outside the model folder is read.
+a new one is one file there. Nothing is ever fetched, and nothing outside the model folder is read. How a single file
+stands in for a folder: doors/.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import difflib
 import importlib
 import os
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from .doors import hub
+from .doors.single_file import as_folder, check_ending
 from .errors import BadInput, BadWeights
 from .protocols import Model
 from .weights import read_json
@@ -35,18 +39,43 @@ class Family(Protocol):
 
 
 def open_model(
-    reference: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    reference: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    parts: str | Path | None = None,
+    among: Sequence[Family] | None = None,
 ) -> Model:
-    """Open a built-in model by name, or a checkpoint folder in diffusers layout."""
-    folder = find_folder(reference)
-    check_contained(folder)
-    index = read_json(folder / INDEX)
-    for family in families():
+    """Open a built-in model by name, a checkpoint folder in diffusers layout, a pulled `owner/name`, or a single file.
+
+    A single file takes tokenizers, and what else it lacks, from the folder `parts`. `among` are the families to ask;
+    those of pictures if not given.
+    """
+    place, target = find_model(reference), _device(device)
+    if not place.is_dir():
+        check_ending(place)
+        beside = None if parts is None else find_folder(parts, "parts")
+        if beside is not None:
+            check_contained(beside)
+        with as_folder(place, beside) as folder:
+            return _load(folder, dtype, target, among)
+    if parts is not None:
+        raise BadInput("parts", f"{place} is a folder, which has all of its parts; leave --parts out")
+    check_contained(place)
+    return _load(place, dtype, target, among)
+
+
+def _load(folder: Path, dtype: torch.dtype, device: torch.device, among: Sequence[Family] | None) -> Model:
+    index, known = read_json(folder / INDEX), families() if among is None else among
+    for family in known:
         if family.recognise(index):
-            return family.load(folder, dtype, _device(device))
-    known = ", ".join(sorted(name for family in families() for name in family.pipelines))
+            return family.load(folder, dtype, device)
+    name, names = str(index.get("_class_name"))[:80], [name for family in known for name in family.pipelines]
+    near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.3)) or ", ".join(sorted(names)[:3])
     raise BadInput(
-        "model", f"{folder} holds a {index.get('_class_name')!r}, which is not supported; supported: {known}"
+        "model",
+        f"{folder} holds a {name!r}, which is not supported; the nearest that are: {near} "
+        "(`sfumato models` lists all families)",
     )
 
 
@@ -59,24 +88,35 @@ def _device(device: str | torch.device) -> torch.device:
         ) from error
 
 
-def find_folder(reference: str | Path) -> Path:
-    """The folder that a reference names. A name without slashes is a folder here or a built-in model."""
+def find_model(reference: str | Path, field: str = "model") -> Path:
+    """The folder or file that a reference names. A name without slashes is one here or a built-in model."""
     path = Path(reference).expanduser()
     if path.is_dir():
         if not (path / INDEX).is_file():
-            raise BadInput("model", f"{path} has no {INDEX}; give a model folder in diffusers layout")
+            raise BadInput(field, f"{path} has no {INDEX}; give a model folder in diffusers layout")
         return path.resolve()
-    if path.is_file():
-        raise BadInput(
-            "model",
-            f"{path} is a file; convert it to a diffusers folder (`from_single_file`, `save_pretrained`)",
-        )
     text = str(reference)
+    if path.is_file():
+        return path.absolute()
     if isinstance(reference, str) and os.sep not in text and "/" not in text:
-        return builtin_folder(text)
-    raise BadInput(
-        "model", f"there is no folder {text!r}; download it first (`hf download {text} --local-dir FOLDER`)"
+        return builtin_folder(text, field)
+    pulled = hub.pulled(text)
+    if pulled is not None:
+        return pulled
+    way = (
+        f", and none was pulled; `sfumato models pull {text}` downloads it"
+        if hub.is_id(text)
+        else "; check the path"
     )
+    raise BadInput(field, f"there is no file or folder {text!r}{way}")
+
+
+def find_folder(reference: str | Path, field: str = "model") -> Path:
+    """The folder that a reference names."""
+    place = find_model(reference, field)
+    if place.is_dir():
+        return place
+    raise BadInput(field, f"{place} is a file; give a model folder in diffusers layout")
 
 
 def builtin_names() -> list[str]:
@@ -86,17 +126,20 @@ def builtin_names() -> list[str]:
     return sorted(folder.name for folder in MODELS.iterdir() if (folder / INDEX).is_file())
 
 
-def builtin_folder(name: str) -> Path:
+def builtin_folder(name: str, field: str = "model") -> Path:
     names = builtin_names()
     if name in names:
         return (MODELS / name).resolve()
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
     listed = f"the nearest are {', '.join(near)}" if near else "none are installed"
-    raise BadInput("model", f"there is no folder and no built-in model called {name!r}; {listed}")
+    raise BadInput(field, f"there is no folder and no built-in model called {name!r}; {listed}")
 
 
 def check_contained(folder: Path) -> None:
-    """Refuse links out of the model folder. The Hub's own cache, snapshots beside blobs, is let through."""
+    """Refuse links out of the model folder, and pipes and devices in it, which could keep a reader waiting for ever.
+
+    The Hub's own cache, snapshots beside blobs, is let through.
+    """
     root = folder.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":
@@ -108,11 +151,13 @@ def check_contained(folder: Path) -> None:
                 raise BadWeights(
                     f"{path} links to {path.resolve()}, outside the model folder; replace it by a copy"
                 )
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise BadWeights(f"{path} is neither file nor folder; remove it")
 
 
-def families() -> list[Family]:
-    """One object per module of families/, in the order of their names."""
-    package = importlib.import_module(f"{__package__}.families")
+def families(name: str = f"{__package__}.families") -> list[Family]:
+    """One object per module of a package of families, in the order of their names."""
+    package = importlib.import_module(name)
     found: list[Family] = []
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
         if not module.name.startswith("_"):

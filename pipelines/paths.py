@@ -72,9 +72,16 @@ def vp_from_config(config: Mapping[str, Any]) -> Path:
     """
     n = int(config.get("num_train_timesteps", 1000))
     betas = _betas(config, n)
-    if config.get("rescale_betas_zero_snr", False):
+    odds, to_zero = (
+        float(config.get("snr_shift_scale", 1.0)),
+        bool(config.get("rescale_betas_zero_snr", False)),
+    )
+    if to_zero and odds == 1:
         betas = _zero_terminal_snr(betas)
     a_bar = torch.cumprod(1.0 - betas, dim=0)
+    if odds != 1:  # CogVideoX and CogView3: signal to noise divided by a factor
+        a_bar = a_bar / (odds + (1 - odds) * a_bar)
+        a_bar = _to_zero(a_bar) if to_zero else a_bar
     ends_clean = config.get("set_alpha_to_one", True) and config.get("final_sigmas_type") != "sigma_min"
     return vp(a_bar, end=0.0 if ends_clean else 1 / len(a_bar))
 
@@ -173,11 +180,16 @@ def _betas(config: Mapping[str, Any], n: int) -> Tensor:
     )
 
 
-def _zero_terminal_snr(betas: Tensor) -> Tensor:
+def _to_zero(a_bar: Tensor) -> Tensor:
     """arXiv:2305.08891, algorithm 1: shift and scale sqrt(a_bar) so that the last one is exactly 0."""
-    root = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    root = a_bar.sqrt()
     first, final = root[0].clone(), root[-1].clone()
-    root = (root - final) * (first / (first - final))
-    a_bar = root**2
+    scaled: Tensor = ((root - final) * (first / (first - final))) ** 2
+    return scaled
+
+
+def _zero_terminal_snr(betas: Tensor) -> Tensor:
+    """The same for betas, with the rounding of the way there and back."""
+    a_bar = _to_zero(torch.cumprod(1.0 - betas, dim=0))
     alphas = torch.cat([a_bar[:1], a_bar[1:] / a_bar[:-1]])
     return 1 - alphas

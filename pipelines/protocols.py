@@ -170,6 +170,10 @@ class Model(Protocol):
         """The model's own schedule, which may depend on the picture's size in pixels."""
         ...
 
+    def reads(self, prompt: str) -> str:
+        """The prompt without the syntax that this model does not know: weights, where it reads plain language."""
+        ...
+
     def dropped(self, prompt: str) -> str:
         """The tail of the prompt that does not fit `limits.tokens`; empty if all of it does."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ class Layer:
 Compute = Callable[[Layer, Tensor, Tensor, Tensor, Attend], Tensor]
 """A replacement: (layer, q, k, v, attend) -> out."""
 
+Change = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Arguments of a call by name -> those to give instead or besides."""
+
 _MISSING = object()
 _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
@@ -53,6 +58,22 @@ def swap(owner: object, name: str, value: object) -> Iterator[None]:
             delattr(owner, name)
         if old is not _MISSING:
             setattr(owner, name, old)
+
+
+@contextmanager
+def inputs(net: nn.Module, change: Change) -> Iterator[None]:
+    """Let every call of the network go in with the arguments that `change` names. The last patch changes first."""
+    forward = net.forward
+    named = inspect.signature(forward)
+
+    @functools.wraps(forward)  # a second patch finds the same names
+    def answered(*args: Any, **kwargs: Any) -> Any:
+        given = named.bind(*args, **kwargs)
+        given.arguments.update(change(given.arguments))
+        return forward(*given.args, **given.kwargs)
+
+    with swap(net, "forward", answered):
+        yield
 
 
 def attention_modules(net: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -27,7 +27,7 @@ DTYPES |= {"BF16": 2, "I32": 4, "U32": 4, "F32": 4, "C64": 8, "F64": 8, "I64": 8
 
 STEMS = ("diffusion_pytorch_model", "model")
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
-REMEDY = "convert it with `save_pretrained(folder, safe_serialization=True)` on a machine that trusts it"
+REMEDY = "convert it: `sfumato models convert {file} --output OUT.safetensors`"
 
 
 class Tensor(NamedTuple):
@@ -48,26 +48,10 @@ class WeightFiles(NamedTuple):
 
 def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file. BadWeights unless every byte of the file is accounted for."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            head = stream.read(8)
-            length = int.from_bytes(head, "little")
-            if len(head) < 8:
-                raise BadWeights(
-                    f"{file}: only {size} bytes long, not a safetensors file; copy or download it again"
-                )
-            if length > min(size - 8, HEADER_LIMIT):
-                raise BadWeights(f"{file}: {_suspicion(head)}, header of {length} bytes in a file of {size}")
-            raw = stream.read(length)
-    except OSError as error:
-        raise BadWeights(
-            f"{file}: cannot be read ({error.strerror}); check that it exists and is a file"
-        ) from error
-    header = _parse(raw, file)
+    header, base, size = _read(file)
     header.pop("__metadata__", None)
-    tensors = {name: _entry(name, value, 8 + length, file) for name, value in header.items()}
-    at = 8 + length
+    tensors = {name: _entry(name, value, base, file) for name, value in header.items()}
+    at = base
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
         if tensor.start != at:
             raise BadWeights(
@@ -80,9 +64,38 @@ def read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _suspicion(head: bytes) -> str:
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts that a safetensors file says about itself; what is no text is left out."""
+    found = _read(file)[0].get("__metadata__")
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+def _read(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The JSON header, the byte at which tensors begin, and the bytes of the file."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(8)
+            length = int.from_bytes(head, "little")
+            if len(head) < 8:
+                raise BadWeights(
+                    f"{file}: only {size} bytes long, not a safetensors file; copy or download it again"
+                )
+            if length > min(size - 8, HEADER_LIMIT):
+                raise BadWeights(
+                    f"{file}: {_suspicion(head, file)}, header of {length} bytes in a file of {size}"
+                )
+            raw = stream.read(length)
+    except OSError as error:
+        raise BadWeights(
+            f"{file}: cannot be read ({error.strerror}); check that it exists and is a file"
+        ) from error
+    return _parse(raw, file), 8 + length, size
+
+
+def _suspicion(head: bytes, file: Path) -> str:
     if head[:1] == b"\x80" or head[:2] == b"PK":
-        return f"a pickle or zip under a .safetensors name ({REMEDY})"
+        return f"a pickle or zip under a .safetensors name ({REMEDY.format(file=file)})"
     return "not a safetensors file, or truncated (copy or download it again)"
 
 
@@ -164,9 +177,17 @@ def weight_files(folder: Path) -> WeightFiles:
         sorted(file.name for file in folder.glob("*") if file.suffix in UNSAFE) if folder.is_dir() else []
     )
     if unsafe:
-        raise BadWeights(f"{folder}: {unsafe[0]} can run code when it is opened, so it is refused; {REMEDY}")
+        raise refused(folder / unsafe[0])
     raise BadWeights(
         f"{folder}: holds no .safetensors file; the model folder is incomplete, download it again"
+    )
+
+
+def refused(file: Path) -> BadWeights:
+    """The answer to a pickle, and to whatever else may hold one."""
+    return BadWeights(
+        f"{file.parent}: {file.name} can run code when it is opened, so it is refused; "
+        + REMEDY.format(file=file)
     )
 
 
@@ -183,11 +204,20 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in sorted(names))
 
 
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The header of a safetensors or GGUF file."""
+    if file.suffix.lower() == ".gguf":
+        from .doors.gguf_header import read_gguf
+
+        return read_gguf(file).tensors
+    return read_header(file)
+
+
 def read_headers(files: Iterable[Path]) -> dict[str, tuple[Path, Tensor]]:
     """The tensors of all shards of a component: name to file and entry."""
     found: dict[str, tuple[Path, Tensor]] = {}
     for file in files:
-        for name, tensor in read_header(file).items():
+        for name, tensor in read_tensors(file).items():
             if name in found:
                 raise BadWeights(
                     f"{file}: tensor {name!r} also stands in {found[name][0].name}; download both again"

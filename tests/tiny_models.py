@@ -12,16 +12,26 @@ WORDS = 48
 
 
 def flux(
-    folder: Path, *, guidance_embeds: bool = False, dynamic_shift: bool = False, shift: float = 3.0
+    folder: Path,
+    *,
+    guidance_embeds: bool = False,
+    dynamic_shift: bool = False,
+    shift: float = 3.0,
+    pipeline: str = "FluxPipeline",
+    channels: int = 64,
 ) -> Path:
-    """A FluxPipeline folder like the built-in `still-life`: 16 latent channels, byte-level BPE for both."""
+    """A FluxPipeline folder like the built-in `still-life`: 16 latent channels, byte-level BPE for both.
+
+    Variants take other `channels` into the network.
+    """
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
     parts = {
         "transformer": FluxTransformer2DModel(
-            in_channels=64,
+            in_channels=channels,
+            out_channels=64,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -48,26 +58,42 @@ def flux(
         "tokenizer_2": tokenizer(WORDS),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic_shift),
     }
-    return save(folder, "FluxPipeline", parts)
+    return save(folder, pipeline, parts)
 
 
-def stable_diffusion(folder: Path, *, prediction: str = "epsilon", channels: int = 4) -> Path:
-    """A StableDiffusionPipeline folder; `prediction` is the scheduler's prediction_type."""
+def stable_diffusion(
+    folder: Path,
+    *,
+    prediction: str = "epsilon",
+    channels: int = 4,
+    pipeline: str = "StableDiffusionPipeline",
+    unet: dict | None = None,
+    replaced: dict | None = None,
+    gain: float = 1.0,
+) -> Path:
+    """A StableDiffusionPipeline folder, or one in its layout.
+
+    `prediction` is the scheduler's prediction_type, `unet` changes the UNet's config, `replaced` are other parts,
+    `gain` makes conditions louder (see `amplify`).
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
     parts = {
         "unet": UNet2DConditionModel(
-            sample_size=8,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=24,
-            attention_head_dim=2,
-            norm_num_groups=8,
+            **{
+                "sample_size": 8,
+                "in_channels": channels,
+                "out_channels": channels,
+                "block_out_channels": (16, 32),
+                "layers_per_block": 1,
+                "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+                "cross_attention_dim": 24,
+                "attention_head_dim": 2,
+                "norm_num_groups": 8,
+                **(unet or {}),
+            }
         ),
         "vae": vae(AutoencoderKL, channels=channels, shift=None),
         "text_encoder": clip_text(24, 77),
@@ -82,7 +108,33 @@ def stable_diffusion(folder: Path, *, prediction: str = "epsilon", channels: int
             prediction_type=prediction,
         ),
     }
-    return save(folder, "StableDiffusionPipeline", parts)
+    amplify(parts["unet"], gain)
+    return save(folder, pipeline, parts | (replaced or {}))
+
+
+def amplify(unet, gain: float) -> None:
+    """Scale a UNet's weights where conditions come in and where the answer goes out, so that they matter."""
+    loud = (
+        "conv_in.weight",
+        "attn2.to_v.weight",
+        "attn2.to_out.0.weight",
+        "conv_out.weight",
+        "cond_proj.weight",
+    )
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if name.endswith(loud):
+                weight *= gain
+
+
+def certain(vae, gain: float = 20.0):
+    """The same VAE with a posterior of no width, so that samples are its mean, and with larger latents."""
+    half = vae.config.latent_channels
+    with torch.no_grad():
+        vae.quant_conv.weight[:half] *= gain
+        vae.quant_conv.weight[half:] = 0
+        vae.quant_conv.bias[half:] = -30
+    return vae
 
 
 def vae(kind: type, *, channels: int = 16, shift: float | None = 0.1):
@@ -136,6 +188,58 @@ def t5_tokenizer(tokens: int = 512):
     return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0, model_max_length=tokens)
 
 
+def gemma(kind: str = "Gemma2", width: int = 32):
+    """A Gemma or Gemma2 model for `gemma_tokenizer`."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        initializer_range=0.2,
+        pad_token_id=0,
+    )
+    return getattr(transformers, f"{kind}Model")(config)
+
+
+def gemma_tokenizer():
+    """Pieces b, d, l and r; a run of anything else is one unknown piece, which keeps long instructions short."""
+    from transformers import GemmaTokenizer
+
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "b", "d", "l", "r"]
+    return GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], add_bos_token=True)
+
+
+def qwen_tokenizer():
+    """Every byte is a token, and so is every special one; with a chat template like that of Qwen 3."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    marks = ["im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad"]
+    special = ["<|endoftext|>", *(f"<|{mark}|>" for mark in marks)]
+    names = [*special, *sorted(ByteLevel.alphabet())]
+    found = Qwen2Tokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[])
+    found.add_tokens(special, special_tokens=True)
+    found.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"
+    )
+    return found
+
+
+def stirred(net: torch.nn.Module, by: float = 0.1) -> torch.nn.Module:
+    """The network with noise on every weight, so that gates which begin at zero are open."""
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight += by * torch.randn_like(weight)
+    return net
+
+
 def alphabet() -> dict[str, int]:
     """CLIP's byte alphabet, plain and word-ending, and its two special tokens."""
     from tokenizers.pre_tokenizers import ByteLevel
@@ -158,9 +262,9 @@ def tokenizer(tokens: int):
     return CLIPTokenizer(vocab=alphabet(), merges=[("r", "e"), ("re", "d</w>")], model_max_length=tokens)
 
 
-def save(folder: Path, pipeline: str, parts: dict) -> Path:
+def save(folder: Path, pipeline: str, parts: dict, settings: dict | None = None) -> Path:
     """The layout of save_pretrained, without the pipeline object (which costs seconds of imports)."""
-    index: dict = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
+    index: dict = {"_class_name": pipeline, "_diffusers_version": "0.42.1", **(settings or {})}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
         library = "transformers" if type(part).__module__.startswith("transformers") else "diffusers"

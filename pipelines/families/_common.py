@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path as Folder
@@ -21,56 +21,8 @@ from ..schedules.flow_shift import FlowShift
 from ..schedules.uniform import Uniform
 from ..weights import tensor_hash
 from ._parts import Part, quiet
-
-
-@dataclass(frozen=True)
-class Text:
-    """One tokenizer with its limit. Prompts come out as ids and mask, both [B, limit]."""
-
-    tokenizer: Any
-    limit: int
-
-    @classmethod
-    def for_clip(cls, tokenizer: Any, clip: Any) -> Text:
-        """CLIP has as many tokens as position embeddings, whatever its tokenizer says."""
-        return cls(tokenizer, min(int(tokenizer.model_max_length), int(clip.config.max_position_embeddings)))
-
-    def ids(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        found = self.tokenizer(
-            list(prompts), padding="max_length", max_length=self.limit, truncation=True, return_tensors="pt"
-        )
-        return found.input_ids, found.attention_mask
-
-    def dropped(self, prompt: str) -> str:
-        """The end of the prompt that does not fit."""
-        check_prompts([prompt])
-        with quiet():
-            if len(self.tokenizer(prompt).input_ids) <= self.limit:
-                return ""
-            kept = self.tokenizer(prompt, max_length=self.limit, truncation=True)
-            if self.tokenizer.is_fast:
-                ends = [kept.token_to_chars(i) for i in range(len(kept.input_ids))]
-                return prompt[max((span.end for span in ends if span), default=0) :].strip()
-            all_ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
-            inside = self.limit - self.tokenizer.num_special_tokens_to_add()
-            return str(self.tokenizer.decode(all_ids[inside:])).strip()
-
-
-def check_prompts(prompts: Iterable[str]) -> list[str]:
-    found = list(prompts)
-    if not found:
-        raise BadInput("prompt", "no prompt was given; pass at least one, it may be empty")
-    for prompt in found:
-        if not isinstance(prompt, str):
-            raise BadInput("prompt", f"prompt = {prompt!r} is a {type(prompt).__name__}; pass text")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadInput(
-                "prompt",
-                f"prompt has half a character (a lone surrogate) at position {error.start}; remove it",
-            ) from error
-    return found
+from ._text import Text as Text
+from ._text import check_prompts as check_prompts
 
 
 class Coder(Protocol):
@@ -79,7 +31,8 @@ class Coder(Protocol):
     Video coders take and give a frame axis after the channels.
     """
 
-    vae: Any
+    @property
+    def vae(self) -> Any: ...
 
     @property
     def factor(self) -> int: ...
@@ -141,10 +94,24 @@ def check_multiple(images: Tensor, factor: int) -> None:
         raise BadInput("image", f"image of {width}x{height} is not a multiple of {factor}; crop or resize it")
 
 
+class Learner(Protocol):
+    """A text encoder that can be taught words."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def learned(self) -> dict[str, Tensor]: ...
+
+
 Embed = Callable[[Sequence[str], bool], Mapping[str, Tensor]]
 """(prompts, whether they are negative ones) -> named tensors [B,...]."""
 Attach = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Named pictures [1 or B,3,H,W] in 0..1 (a mask has one channel, 1 = repaint) -> further embeds [1 or B,...]."""
+Joint = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""(embeds of the prompts, pictures) -> what replaces these embeds, where the text encoder sees the pictures too."""
+Style = Callable[[Tensor, bool], Mapping[str, Tensor]]
+"""(picture, whether the condition is a negative one, which gets none of it) -> further embeds [1 or B,...]."""
 
 
 @dataclass(eq=False)
@@ -170,10 +137,16 @@ class Checkpoint:
     accepts: tuple[str, ...] = ()
     """Pictures that it can do without."""
     attached: Attach | None = None
+    joint: Joint | None = None
+    learners: tuple[Learner, ...] = ()
+    """The text encoders that textual inversion can reach."""
+    styles: Mapping[str, Style] = field(default_factory=dict)
+    """What adapters make of pictures of theirs, by the pictures' names; `accepts` has those too."""
 
     def encode(self, prompts: Sequence[str], *, key: str) -> Cond:
         with torch.no_grad(), quiet():
-            return Cond(key, self.embed(check_prompts(prompts), key.split("/")[0] == "neg"))
+            told = [self.text.reads(prompt) for prompt in check_prompts(prompts)]
+            return Cond(key, self.embed(told, key.split("/")[0] == "neg"))
 
     def attach(self, cond: Cond, pictures: Mapping[str, Tensor]) -> Cond:
         for name in pictures:
@@ -183,13 +156,22 @@ class Checkpoint:
         for name in self.needs:
             if name not in pictures:
                 raise BadInput("pictures", f"{self.name} needs the picture {name!r}; none was given")
-        if self.attached is None or not pictures:
-            return cond
+        own = {name: picture for name, picture in pictures.items() if name not in self.styles}
+        embeds, negative = dict(cond.embeds), cond.key.split("/")[0] == "neg"
         with torch.no_grad(), quiet():
-            return Cond(cond.key, {**cond.embeds, **self.attached(pictures)})
+            if own and self.joint is not None:
+                embeds = dict(self.joint(embeds, own))
+            if own and self.attached is not None:
+                embeds |= self.attached(own)
+            for name in self.styles.keys() & pictures.keys():
+                embeds |= self.styles[name](pictures[name], negative)
+        return Cond(cond.key, embeds)
+
+    def reads(self, prompt: str) -> str:
+        return self.text.reads(prompt)
 
     def dropped(self, prompt: str) -> str:
-        return self.text.dropped(prompt)
+        return self.text.dropped(self.text.reads(prompt))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return (self.codec.channels, height // self.codec.factor, width // self.codec.factor)
@@ -217,10 +199,11 @@ class Checkpoint:
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        return {name: tensor_hash(part.files) for name, part in self.parts.items()}
+        files = {part.files for part in self.parts.values()}  # parts of a single file share it
+        found = {group: tensor_hash(group) for group in files}
+        return {name: found[part.files] for name, part in self.parts.items()}
 
     def info(self) -> Mapping[str, Any]:
-        first = next(iter(self.parts.values())).net
         return {
             "name": self.name,
             "family": self.family,
@@ -228,9 +211,13 @@ class Checkpoint:
             "device": str(self.codec.vae.device),
             "parameters": {name: count(part.net) for name, part in self.parts.items()},
             "hashes": dict(self._hashes),
-            "network": type(first).__name__,
+            "network": type(self.denoise.net).__name__,
             "licence": self.card.licence,
         }
+
+
+MOST_STEPS = 100_000
+"""Steps of a noise table; 1000 are usual."""
 
 
 def vp_path(config: Mapping[str, Any], kind: str, folder: Folder) -> Path:
@@ -239,9 +226,12 @@ def vp_path(config: Mapping[str, Any], kind: str, folder: Folder) -> Path:
         raise BadWeights(
             f"{folder}: prediction_type epsilon says nothing at zero SNR; set rescale_betas_zero_snr to false"
         )
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 0 < steps <= MOST_STEPS:
+        raise BadWeights(f"{folder}: num_train_timesteps = {str(steps)[:40]} must be in 1..{MOST_STEPS}")
     try:
         return vp_from_config(config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise BadWeights(f"{folder}: the scheduler's settings make no noise table ({error})") from error
 
 
@@ -254,11 +244,16 @@ def spacing(config: Mapping[str, Any], folder: Folder) -> Uniform:
 
 
 def flow_schedule(config: Mapping[str, Any], folder: Folder) -> tuple[FlowShift, bool]:
-    """How a flow checkpoint's scheduler pushes times towards noise, and whether that grows with the tokens."""
-    if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
-        name = config.get("_class_name")
+    """How a flow checkpoint's scheduler pushes times towards noise, and whether that grows with the tokens.
+
+    A solver with `use_flow_sigmas` (DPMSolverMultistep, UniPC) has a fixed `flow_shift`.
+    """
+    name, solver = config.get("_class_name"), bool(config.get("use_flow_sigmas", False))
+    if name != "FlowMatchEulerDiscreteScheduler" and not solver:
         raise BadWeights(f"{folder}: scheduler is {name!r}; FlowMatchEulerDiscreteScheduler is needed")
     try:
+        if solver:
+            return FlowShift(shift=float(config.get("flow_shift", 1.0))), False
         shift = FlowShift(
             shift=float(config.get("shift", 1.0)),
             base_shift=float(config.get("base_shift") or 0.5),
@@ -273,4 +268,5 @@ def flow_schedule(config: Mapping[str, Any], folder: Folder) -> tuple[FlowShift,
 
 
 def count(net: nn.Module) -> int:
-    return sum(weight.numel() for weight in net.parameters())
+    """Parameters, without those of LoRAs that are on the network for now."""
+    return sum(weight.numel() for name, weight in net.named_parameters() if ".lora_" not in name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,8 +71,10 @@ def _from_eps(x: Tensor, out: Tensor, a: float, s: float) -> Pred:
 
 
 def _from_v(x: Tensor, out: Tensor, a: float, s: float) -> Pred:
-    """v = alpha eps - sigma x0: finite at both ends."""
-    return Pred(a * x - s * out, s * x + a * out)
+    """v = alpha eps - sigma x0, both divided by their length (which is 1 on VP): finite at both ends."""
+    square = a * a + s * s
+    length = math.sqrt(square)
+    return Pred(a / square * x - s / length * out, s / square * x + a / length * out)
 
 
 def _from_sample(x: Tensor, out: Tensor, a: float, s: float) -> Pred:

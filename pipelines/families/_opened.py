@@ -40,16 +40,22 @@ class Opened:
         return self.parts[name].net
 
 
-def open_parts(folder: Path, dtype: torch.dtype, device: torch.device) -> Opened:
-    """Load every part of a pipeline of diffusers, whose class a family has recognised by name."""
+def open_parts(
+    folder: Path, dtype: torch.dtype, device: torch.device, own: Mapping[str, Any] | None = None
+) -> Opened:
+    """Load every part of a pipeline of diffusers, whose class a family has recognised by name.
+
+    `own` are parts, no networks, that the family has opened itself.
+    """
     import diffusers
 
     index = read_json(folder / "model_index.json")
     cls = getattr(diffusers, str(index["_class_name"]))
     expected, optional = cls._get_signature_keys(cls)
     given: dict[str, Any] = {name: None for name in (*expected, *optional) if name in SKIPPED}
+    given |= own or {}
     parts: dict[str, Part] = {}
-    for name in sorted({*expected, *optional} - set(SKIPPED)):
+    for name in sorted({*expected, *optional} - set(given)):
         entry = index.get(name)
         if entry is None or entry == [None, None]:
             if name in expected:
@@ -89,6 +95,7 @@ def _component(folder: Path, name: str, entry: list[Any], dtype: torch.dtype, de
     if issubclass(found, transformers.PreTrainedTokenizerBase):
         return load_tokenizer(folder, name)
     if issubclass(found, diffusers.SchedulerMixin):
+        scheduler: Any = found
         with quiet():
-            return found.from_config(scheduler_config(folder))
+            return scheduler.from_config(scheduler_config(folder))
     return load_processor(folder, name, found)

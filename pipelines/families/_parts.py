@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..errors import BadWeights
@@ -24,13 +28,34 @@ BUILD_ERRORS = (
     ArithmeticError,
     RuntimeError,
     OSError,
+    StrictDataclassError,
 )
 """What diffusers and transformers raise, depending on which value of a config or file is wrong."""
+
+COUNTS = re.compile(r"layers|depth|num_.*blocks|n_layer")
+"""Settings that say how often something is built."""
+MOST_LAYERS = 1000
+
+TOKENIZERS = ("Tokenizer", "TokenizerFast", "TokenizersBackend")
+"""How the names of tokenizer classes end."""
 
 
 class Part(NamedTuple):
     net: nn.Module
     files: tuple[Path, ...]
+
+
+class Supply(Protocol):
+    """The weights of a network that lie elsewhere than beside its config, as in a single file."""
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    def __call__(self, kind: str, dtype: torch.dtype) -> nn.Module: ...
+
+
+SUPPLIES: ContextVar[Mapping[Path, Supply]] = ContextVar("SUPPLIES", default=MappingProxyType({}))
+"""Config folder to weights, for the model that is being opened and no longer."""
 
 
 @contextmanager
@@ -54,9 +79,16 @@ def quiet() -> Iterator[None]:
 
 def load_part(folder: Path, part: str, kind: str, dtype: torch.dtype, device: torch.device) -> Part:
     """One network, as "vae" of class "diffusers.AutoencoderKL": all its weights and no others."""
-    home = folder / part
+    _check_index(folder, part, (kind.partition(".")[2],))
+    return load_net(folder / part, kind, dtype, device)
+
+
+def load_net(home: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Part:
+    """The network in a folder of its own, whatever model it belongs to."""
+    supply = SUPPLIES.get().get(home)
+    if supply is not None:
+        return Part(supply(kind, dtype).eval().requires_grad_(False).to(device), supply.files)
     library, _, name = kind.partition(".")
-    _check_index(folder, part, (name,))
     config = read_json(home / "config.json")
     if config.get("quantization_config") is not None or (home / "adapter_config.json").exists():
         raise BadWeights(f"{home}: quantised or adapter checkpoints are not opened; use the plain weights")
@@ -70,7 +102,7 @@ def load_part(folder: Path, part: str, kind: str, dtype: torch.dtype, device: to
         except BadWeights:
             raise
         except BUILD_ERRORS as error:
-            reason = str(error).split(". ")[0][:300]
+            reason = " ".join(str(error).split(". ")[0].split())[:300]
             raise BadWeights(
                 f"{home}: the weights do not fit config.json ({reason}); download both again"
             ) from error
@@ -88,15 +120,17 @@ def _from_pretrained(cls: Any, home: Path, variant: str | None, dtype: torch.dty
         "variant": variant,
     }
     if cls.__module__.startswith("transformers"):
-        # An explicit attention keeps a config from naming a kernel to be fetched from the Hub.
+        # An explicit attention keeps a config from naming a kernel to be fetched from the Hub. Gemma 2 has eager only.
+        attention = "sdpa" if cls._supports_sdpa else "eager"
         return cls.from_pretrained(
-            str(home), dtype=dtype, ignore_mismatched_sizes=True, attn_implementation="sdpa", **common
+            str(home), dtype=dtype, ignore_mismatched_sizes=True, attn_implementation=attention, **common
         )
     return cls.from_pretrained(str(home), torch_dtype=dtype, **common)
 
 
 def _check_size(cls: Any, config: Mapping[str, Any], held: int, home: Path) -> None:
     """Refuse a config far larger than its files before anything of that size is allocated."""
+    check_counts(config, home)
     with torch.device("meta"):
         if cls.__module__.startswith("transformers"):
             blank = cls(cls.config_class.from_dict(dict(config)))
@@ -107,6 +141,17 @@ def _check_size(cls: Any, config: Mapping[str, Any], held: int, home: Path) -> N
         raise BadWeights(
             f"{home}: config.json wants {needed:,} weights, the files hold {held:,}; download both again"
         )
+
+
+def check_counts(config: Mapping[str, Any], home: Path) -> None:
+    """Refuse numbers of layers that would keep even an empty network building for ever."""
+    for name, value in config.items():
+        rows = value if isinstance(value, list) else [value]
+        flat = [n for row in rows for n in (row if isinstance(row, list) else [row])]
+        if COUNTS.search(name) and any(isinstance(n, int) and n > MOST_LAYERS for n in flat):
+            raise BadWeights(
+                f"{home}: config.json wants {name} = {str(value)[:60]}; at most {MOST_LAYERS} are built"
+            )
 
 
 def _sentence(home: Path, trouble: str, items: list[Any]) -> str:
@@ -144,11 +189,22 @@ def load_tokenizer(folder: Path, part: str) -> Any:
     entry = read_json(folder / "model_index.json").get(part)
     name = str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else ""
     try:
-        cls: Any = getattr(transformers, name) if name.endswith(("Tokenizer", "TokenizerFast")) else None
+        cls: Any = getattr(transformers, name) if name.endswith(TOKENIZERS) else None
     except AttributeError:
         cls = None
     if cls is None or not issubclass(cls, transformers.PreTrainedTokenizerBase):
         raise BadWeights(f"{home}: model_index.json names {name!r}, which is not a tokenizer of transformers")
+    return _tokenizer(cls, home)
+
+
+def load_processor_tokenizer(folder: Path, part: str) -> Any:
+    """The tokenizer of a processor whose other half, of pictures or videos, is not needed and wants torchvision."""
+    from transformers import AutoTokenizer
+
+    return _tokenizer(AutoTokenizer, folder / part)
+
+
+def _tokenizer(cls: Any, home: Path) -> Any:
     if not home.is_dir():
         raise BadWeights(f"{home}: the folder is missing; the model folder is incomplete, download it again")
     with quiet():

@@ -1,15 +1,16 @@
-"""flux: FLUX.1 dev, schnell, Kontext and anything in their layout: a flow transformer over packed latents.
+"""flux: FLUX.1 dev, schnell and anything in their layout: a flow transformer over packed latents.
 
 A FluxPipeline folder: FluxTransformer2DModel, AutoencoderKL, CLIPTextModel (pooled), T5EncoderModel and two
 tokenizers of any class. Latents are unpacked [B,C,h,w] everywhere above this file; 2x2 packing happens here.
 
-Embeds: `text` [B,L,D], `pooled` [B,P], `guidance` [B] where the net was distilled for it (dev), and optional
-`context` [B,C,h,w], latents of a reference image whose tokens join the sequence (Kontext: first image id 1).
+Embeds: `text` [B,L,D], `pooled` [B,P], `guidance` [B] where the net was distilled for it (dev); in the variants
+`context` [B,C,h,w], latents of a reference image whose tokens join the sequence (Kontext: first image id 1), or
+`beside` [B,K,h,w], channels that go in beside those of x (Fill, Canny, Depth).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as Folder
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..card import read_card
 from ..errors import BadInput, BadWeights
 from ..paths import flow
-from ..protocols import Defaults, Limits, Model, Schedule
+from ..protocols import Defaults, Limits, Schedule
 from ..schedules.flow_shift import FlowShift
 from ._common import Checkpoint, Codec, Text, flow_schedule
 from ._denoiser import NetDenoiser
@@ -34,12 +35,16 @@ SCHEDULE = "flow-shift"
 class Flux:
     """The family: recognises and loads."""
 
-    pipelines: tuple[str, ...] = ("FluxPipeline", "FluxKontextPipeline")
+    pipelines: tuple[str, ...] = ("FluxPipeline",)
+    beside: Callable[[Codec], int] = lambda codec: 0
+    """Channels that go into the network beside those of the latents."""
+    usual: tuple[int, float] | None = None
+    """Steps and guidance of a variant."""
 
     def recognise(self, index: Mapping[str, Any]) -> bool:
         return index.get("_class_name") in self.pipelines
 
-    def load(self, folder: Folder, dtype: torch.dtype, device: torch.device) -> Model:
+    def load(self, folder: Folder, dtype: torch.dtype, device: torch.device) -> Checkpoint:
         shift, dynamic = flow_schedule(scheduler_config(folder), folder)
         tokenizers = load_tokenizer(folder, "tokenizer"), load_tokenizer(folder, "tokenizer_2")
         parts = {
@@ -54,14 +59,15 @@ class Flux:
         }
         net, codec = parts["transformer"].net, Codec(parts["vae"].net)
         card = read_card(folder, codec.channels)
-        if net.config.in_channels != 4 * codec.channels:
+        wanted = 4 * (codec.channels + self.beside(codec))
+        if net.config.in_channels != wanted:
             raise BadWeights(
-                f"{folder}: {net.config.in_channels} channels go in and the VAE makes {codec.channels}; "
-                "FLUX packs 4 cells, so extra-channel variants (Fill, Canny, Depth) are not supported"
+                f"{folder}: {net.config.in_channels} channels go in, {wanted} are those of a {self.pipelines[0]} "
+                f"whose VAE makes {codec.channels}; model_index.json names the wrong pipeline"
             )
         pooled = Text.for_clip(tokenizers[0], parts["text_encoder"].net)
         words = Text(tokenizers[1], min(MOST_TOKENS, int(tokenizers[1].model_max_length)))
-        defaults = card.over(_defaults(net.config.guidance_embeds, shift, dynamic))
+        defaults = card.over(_defaults(net.config.guidance_embeds, shift, dynamic, self.usual))
         guidance = torch.tensor([defaults.guidance], device=device) if net.config.guidance_embeds else None
         encoder = _Encoder(pooled, words, parts["text_encoder"].net, parts["text_encoder_2"].net, guidance)
         multiple = 2 * codec.factor
@@ -85,10 +91,11 @@ class Flux:
         )
 
 
-def _defaults(distilled: bool, shift: FlowShift, dynamic: bool) -> Defaults:
+def _defaults(distilled: bool, shift: FlowShift, dynamic: bool, usual: tuple[int, float] | None) -> Defaults:
     """Of dev, of a plain flow model, and of schnell, which alone has neither guidance nor a shift."""
     few = not distilled and not dynamic and shift.shift == 1
-    return Defaults(1024, 1024, 4 if few else 28, 3.5 if distilled else 1.0, "ddim", SCHEDULE)
+    steps, guidance = usual or (4 if few else 28, 3.5)
+    return Defaults(1024, 1024, steps, guidance if distilled else 1.0, "ddim", SCHEDULE)
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,11 @@ def _velocity(net: Any, x: Tensor, t: float, embeds: Mapping[str, Tensor]) -> Te
         raise BadInput(
             "latents", f"latents of {height}x{width} cells; FLUX packs 2x2 cells, both must be even"
         )
+    if "beside" in embeds:
+        beside = embeds["beside"]
+        if beside.shape[2:] != x.shape[2:]:
+            raise BadInput("pictures", "the pictures must have the size of the result; resize or crop them")
+        x = torch.cat([x, beside], dim=1)
     tokens, ids = _pack(x), _positions(height, width, 0, x.device)
     own = tokens.shape[1]
     if "context" in embeds:

@@ -28,7 +28,16 @@ ALL = dict(commands(typer.main.get_command(cli.app)))
 
 def test_the_commands():
     names = {" ".join(path) for path in ALL}
-    assert {"generate", "world", "replay", "inspect", "techniques", "models", "doctor", "schema"} <= names
+    assert {
+        "generate",
+        "world",
+        "replay",
+        "inspect",
+        "techniques",
+        "models list",
+        "doctor",
+        "schema",
+    } <= names
     assert set(REQUESTS) <= names and "train builtin" in names
 
 

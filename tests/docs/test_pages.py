@@ -125,7 +125,10 @@ def test_commands_parse(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -
     command = typer.main.get_command(app)
     context = command.make_context("sfumato", words)
     while subcommands := vars(command).get("commands"):
-        name, *rest = [*context._protected_args, *context.args]
+        if not (left := [*context._protected_args, *context.args]):
+            assert command.invoke_without_command, f"{page}: {line}: a command is missing"
+            return
+        name, *rest = left
         assert name in subcommands, f"{page}: {line}: there is no {name!r}"
         command = subcommands[name]
         context = command.make_context(name, rest, parent=context)

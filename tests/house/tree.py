@@ -23,6 +23,7 @@ TECHNIQUES = (
     "pipelines/wraps",
     "pipelines/patches",
     "pipelines/converts",
+    "video/guidance",
     "video/wraps",
     "three_d/distill",
 )

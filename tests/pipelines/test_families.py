@@ -191,7 +191,8 @@ PROMPTS = [
 def test_unusual_prompts(models: dict, name: str) -> None:
     model = models[name]
     cond = model.encode(PROMPTS, key="pos")
-    assert cond.embeds["text"].shape[:2] == (len(PROMPTS), model.limits.tokens)
+    length = 16 * 77 if name == "sd" else model.limits.tokens  # sixteen chunks of CLIP's
+    assert cond.embeds["text"].shape[:2] == (len(PROMPTS), length)
     assert all(torch.isfinite(value).all() for value in cond.embeds.values())
     x = SeededNoise.batch(0, len(PROMPTS), model.latent_shape(32, 32))()
     assert torch.isfinite(model.denoise(x, 0.5, cond)[0].x0).all()
@@ -204,7 +205,7 @@ def test_dropped_is_the_tail(models: dict, name: str) -> None:
         assert model.dropped(short) == ""
     fits = "red " * (model.limits.tokens - 2)
     assert model.dropped(fits + "tail of it") == "tail of it"
-    assert len(model.dropped("a " * 10_000)) > 19_000
+    assert len(model.dropped("a " * 10_000)) > 17_000
 
 
 @pytest.mark.parametrize("prompts", [[], [3], [None], ["ok", "\ud800"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -205,9 +206,15 @@ def test_links_within_and_the_hub_cache(folder: Path, tmp_path: Path) -> None:
     open_model(folder)
 
 
+def test_pipes_are_refused(folder: Path) -> None:
+    """A reader of one waits for ever."""
+    os.mkfifo(folder / "vae" / "pipe.json")
+    assert "is neither file nor folder" in refusal(folder)
+
+
 def test_unknown_family(folder: Path) -> None:
     edit_json(folder / "model_index.json", _class_name="KandinskyPipeline")
-    assert "'KandinskyPipeline', which is not supported; supported: Flux" in refusal(folder)
+    assert "'KandinskyPipeline', which is not supported; the nearest that are: " in refusal(folder)
 
 
 def test_references(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,11 +226,13 @@ def test_references(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert open_model("still-life").name == "still-life"
     with pytest.raises(BadInput, match="called 'stil-life'; the nearest are still-life"):
         open_model("stil-life")
-    with pytest.raises(BadInput, match=r"no folder 'a/b'; download it first \(`hf download a/b"):
+    with pytest.raises(
+        BadInput, match=r"no file or folder 'a/b', and none was pulled; `sfumato models pull a/b`"
+    ):
         open_model("a/b")
     with pytest.raises(BadInput, match=r"no model_index\.json"):
         open_model(tmp_path)
-    with pytest.raises(BadInput, match="is a file; convert it"):
+    with pytest.raises(BadInput, match="holds no tokenizer; give --parts"):
         open_model(folder / NET)
     with pytest.raises(BadInput, match="device = 'gpu' is unknown"):
         open_model(folder, device="gpu")

@@ -12,6 +12,7 @@ from sfumato.pipelines.schedules.custom import Custom
 from sfumato.pipelines.schedules.exponential import Exponential
 from sfumato.pipelines.schedules.flow_shift import FlowShift
 from sfumato.pipelines.schedules.karras import Karras
+from sfumato.pipelines.schedules.linear_quadratic import LinearQuadratic
 from sfumato.pipelines.schedules.sgm_uniform import sgm_uniform
 from sfumato.pipelines.schedules.uniform import Uniform
 from toys import SD, paths
@@ -23,6 +24,7 @@ SCHEDULES = {
     "exponential": Exponential(),
     "sgm_uniform": sgm_uniform,
     "flow_shift": FlowShift(),
+    "linear_quadratic": LinearQuadratic(),
     "ays": Ays(),
     "ays_sdxl": Ays("sdxl"),
 }
@@ -85,6 +87,15 @@ def test_flow_shift_is_its_own_whatever_the_path_shift():
     assert unshifted == pytest.approx([unshifted[0] * f for f in (1, 0.75, 0.5, 0.25, 0)])
 
 
+def test_linear_quadratic_creeps_then_runs():
+    sigmas = LinearQuadratic(0.025)(64, flow())
+    assert sigmas[:33] == pytest.approx([1 - 0.025 * i / 32 for i in range(33)])
+    gaps = [a - b for a, b in itertools.pairwise(sigmas[32:])]
+    seconds = [b - a for a, b in itertools.pairwise(gaps)]
+    assert seconds == pytest.approx([2 * (1 - 0.05) / 32**2] * 31)
+    assert LinearQuadratic(0.5)(6, flow()) == pytest.approx(Uniform()(6, flow()))
+
+
 def test_flow_shift_grows_with_tokens_and_ends_at_terminal():
     sigmas = FlowShift(tokens=4096)(4, flow())
     assert sigmas[2] == pytest.approx(math.exp(1.15) / (math.exp(1.15) + 1))
@@ -132,6 +143,7 @@ def test_settings_out_of_range_say_so():
         (lambda: Karras(rho=0.5), "rho must be in 1..20, got 0.5"),
         (lambda: Exponential(sigma_min=2.0, sigma_max=1.0), "sigma_min < sigma_max"),
         (lambda: FlowShift(0.0), "shift must be in 0.01..100, got 0.0"),
+        (lambda: LinearQuadratic(0.6), "threshold must be above 0 to 0.5, got 0.6"),
         (lambda: FlowShift(terminal=1.0), "terminal must be in 0..1, got 1.0"),
         (lambda: Ays("sd3"), "model must be one of sd15, sdxl, svd, got 'sd3'"),
     ):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from agreement import SIZES, Case, agree, opened
+from agreement import SIZES, Case, agree, every_technique, opened
 
 CASE = Case(ask={"use_resolution_binning": False, "clean_caption": False})
 
@@ -45,3 +45,7 @@ def pixart(folder: Path, pipeline: str) -> Path:
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_is_diffusers(pair: tuple[Any, Any], scale: float, count: int, size: tuple[int, int]) -> None:
     agree(*pair, scale, count, size, CASE)
+
+
+def test_every_technique_runs(pair: Any) -> None:
+    every_technique(pair[0])

@@ -1,0 +1,74 @@
+"""The LoRAs and learned words of a request: found by path or by name in a folder, put on the model, told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..pipelines.learned_words import learn
+from ..pipelines.loras import Loras
+from ..pipelines.named_files import named_file
+from ..pipelines.protocols import Model
+from ..pipelines.weights import tensor_hash
+from .faults import refuse
+from .requests import LoraChoice, SamplingRequest
+from .words import Words
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """What is on the model beside its own weights."""
+
+    loras: Loras
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Of each LoRA, over its tensors."""
+    words: dict[str, str] = field(default_factory=dict)
+    """Learned words and the hashes of their files."""
+    notes: tuple[str, ...] = ()
+
+    def weigh(self, chosen: Iterable[LoraChoice]) -> None:
+        if self.hashes:
+            self.loras.weigh({lora.name: lora.weight for lora in chosen})
+
+    def record(self, words: Words) -> dict[str, Any]:
+        """For one image's record: what acted on it."""
+        loras = [
+            {"name": lora.name, "weight": lora.weight, "hash": self.hashes[lora.name]} for lora in words.loras
+        ]
+        found: dict[str, Any] = {"loras": loras}
+        return found | ({"embeddings": dict(self.words)} if self.words else {})
+
+
+def put_on(request: SamplingRequest, model: Model, words: Iterable[Words]) -> Adapters:
+    """All LoRAs that some image needs, at rest, and the learned words."""
+    loras, hashes, notes = Loras(model), {}, []
+    names = dict.fromkeys(lora.name for one in dict.fromkeys(words) for lora in one.loras)
+    for name in names:
+        path = lora_file(name, request)
+        found = loras.add(name, path)
+        hashes[name] = tensor_hash(found.path)
+        if found.unused:
+            notes.append(
+                f"loras: {name}: {len(found.unused)} of its modules are not in this model, as {found.unused[0]}"
+            )
+    learned = {}
+    for given in request.embeddings:
+        file = Path(given).expanduser()
+        word = learn(model, file)
+        learned[word] = tensor_hash(file)
+    return Adapters(loras, hashes, learned, tuple(notes))
+
+
+def lora_file(name: str, request: SamplingRequest) -> Path:
+    """A path that --lora gave, or a name in the folder of LoRAs. Prompts can name files of that folder only."""
+    path = Path(name).expanduser()
+    if any(lora.name == name for lora in request.loras):
+        if path.exists():
+            return path
+        if path.is_absolute():
+            raise refuse("loras", name, "does not exist; give a .safetensors file")
+    return named_file(Path(request.lora_folder).expanduser(), name, SUFFIX, "loras")

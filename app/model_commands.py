@@ -1,0 +1,240 @@
+"""`sfumato models ...`: which models there are, what a file is, and ways to get them in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import Console, table
+from .faults import refuse
+
+Name = Annotated[str, typer.Argument(help="a remembered name: `sfumato models` lists them", metavar="NAME")]
+Place = Annotated[
+    str, typer.Argument(help="a file, a folder, or owner/name of a pulled model", metavar="PATH_OR_ID")
+]
+
+
+def models_list(console: Console) -> None:
+    """List all models that can be named: built-in, remembered, pulled, and in shared folders; and the families."""
+    from ..pipelines.doors.hub import all_pulled
+    from .catalogue import catalogue
+    from .inspection import builtin_models
+    from .model_paths import paths_file, read_model_paths, shared_files
+    from .registry import read_registry
+
+    file = paths_file()
+    builtin, remembered, pulled = builtin_models(), read_registry(), all_pulled()
+    shared = shared_files(read_model_paths(file)) if file else {}
+    families = [e for e in catalogue().values() if e.kind == "family"]
+    rows: list[tuple[str, ...]] = [("built-in", m["name"], m["text"]) for m in builtin]
+    rows += [("remembered", name, f"{m.kind or m.role}, {m.place}") for name, m in remembered.items()]
+    rows += [("pulled", name, "") for name in pulled]
+    rows += [(kind, f.name, str(f.parent)) for kind, files in shared.items() for f in files]
+    rows += [("family", e.id, e.summary) for e in families]
+    data = {
+        "builtin": builtin,
+        "remembered": {name: m.model_dump() for name, m in remembered.items()},
+        "pulled": pulled,
+        "shared": {kind: [str(f) for f in files] for kind, files in shared.items()},
+        "families": [e.plain() for e in families],
+    }
+    console.data(data, table(rows) or "no built-in models are installed and no families are known")
+
+
+def models_add(
+    console: Console,
+    place: Place,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", help="what to call it; the name of the file or folder if not given", metavar="NAME"
+        ),
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            "--parts",
+            help="for a single file: the diffusers folder with its tokenizers",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    hashed: Annotated[
+        bool,
+        typer.Option("--hash/--no-hash", help="remember the hash, for `models verify`; reads the whole file"),
+    ] = True,
+) -> None:
+    """Remember a model under a name, where it lies; nothing is copied."""
+    from .checks import model_hashes
+    from .inspection import builtin_models, told_kind
+    from .registry import Remembered, locate, registry_file, remember
+
+    found = _settled(place)
+    about = _about(found)
+    kind, role = told_kind(about)
+    if parts is not None:
+        if role not in ("checkpoint", "network"):
+            raise refuse("parts", parts, "is for single files that are models; leave --parts out")
+        parts = _settled(locate(parts, field="parts").place)
+    if hashed:
+        console.say(f"taking the hash of {found}")
+    hashes = model_hashes(_path(found)) if hashed else {}
+    chosen = name or _usual_name(found)
+    entry = Remembered(place=found, parts=parts, kind=kind, role=role, hashes=hashes)
+    remember(chosen, entry, {m["name"] for m in builtin_models()})
+    data = {"name": chosen, **entry.model_dump(), "registry": str(registry_file())}
+    console.data(data, f"{chosen}: {kind or role}, {found}")
+
+
+def models_remove(console: Console, name: Name) -> None:
+    """Forget a remembered name. The weights stay where they are."""
+    from .registry import forget
+
+    entry = forget(name)
+    console.data({"name": name, "place": entry.place}, f"{name} is forgotten; {entry.place} is still there")
+
+
+def models_inspect(console: Console, place: Place) -> None:
+    """Say what a file or folder is: family, role, parameters, precision; rank and target of a LoRA.
+
+    Headers alone are read, so it is quick however large the weights are.
+    """
+    from .inspection import told
+
+    found = _about(_settled(place))
+    console.data(found, told(found))
+
+
+def models_verify(console: Console, place: Place) -> int:
+    """Check headers, and that the tensors are those that were added. Exit code 1 if something is wrong."""
+    from .checks import verify
+    from .registry import read_registry
+
+    entry = read_registry().get(place)
+    target = _settled(place) if entry is None else entry.place
+    report = verify(_path(target), entry.hashes if entry else {})
+    data = {"name": place, "place": target, **report}
+    lines = [f"PROBLEM  {text}" for text in report["problems"]] or [
+        f"{place}: {report['files']} files, headers are sound"
+        + (
+            ", tensors are those that were added"
+            if report["compared"]
+            else "; no hash is remembered to compare with"
+        )
+    ]
+    console.data(data, "\n".join(lines))
+    return 1 if report["problems"] else 0
+
+
+def models_convert(
+    console: Console,
+    file: Annotated[str, typer.Argument(help="a .ckpt, .pt, .pth or .bin file", metavar="FILE")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="the .safetensors file to write", metavar="FILE")
+    ],
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", help="seconds; 60 and one per 20 MB if not given", min=1, metavar="SECONDS"
+        ),
+    ] = None,
+) -> None:
+    """Make safetensors of a pickled file, without running what it holds.
+
+    A child process reads it: no network, no other files, bounded memory and time, tensors and plain values only.
+    """
+    from ..pipelines.doors.convert import convert
+
+    made = convert(Path(file).expanduser(), Path(output).expanduser(), timeout=timeout)
+    if made.left_out:
+        console.say(f"{made.left_out} values are no tensors and were left out")
+    data = {"file": str(made.path), "tensors": made.tensors, "left_out": made.left_out}
+    console.data(data, str(made.path))
+
+
+def models_pull(
+    console: Console,
+    place: Annotated[str, typer.Argument(help="owner/name or owner/name@revision", metavar="ID")],
+    weights: Annotated[
+        bool, typer.Option("--weights/--no-weights", help="configs and tokenizers only: enough for --parts")
+    ] = True,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            "--variant", help="weights in this precision where there are such, as fp16", metavar="NAME"
+        ),
+    ] = None,
+) -> None:
+    """Download a model from the Hugging Face Hub, and print the commit that came.
+
+    Safetensors, configs and tokenizers only, never code. Afterwards `--model owner/name` opens it, offline.
+    """
+    from ..pipelines.doors.hub import pull
+
+    console.say(f"downloading {place}")
+    found = pull(place, weights=weights, variant=variant)
+    pinned = f"{found.repository}@{found.commit}"
+    data = {**found._asdict(), "model": pinned, "folder": str(found.folder)}
+    console.data(data, f"{pinned}\n{found.folder}")
+
+
+def _settled(text: str) -> str:
+    """A remembered name, path or Hub id as an absolute path or `owner/name@commit`."""
+    from ..pipelines.doors import hub
+    from .registry import locate
+
+    found = locate(text, field="path").place
+    path = Path(found).expanduser()
+    if path.exists():
+        return str(path.absolute())
+    reference, folder = hub.parse(found), hub.pulled(found)
+    if reference is None:
+        raise refuse("path", text, "does not exist; give a file, a folder, or owner/name of a pulled model")
+    if folder is None:
+        raise refuse(
+            "path", text, f"is no file, and was not pulled; `sfumato models pull {text}` downloads it"
+        )
+    return f"{reference.repository}@{folder.name}"
+
+
+def _path(settled: str) -> Path:
+    """Where the files of a settled place are."""
+    from ..pipelines.doors import hub
+
+    path = Path(settled)
+    if path.exists():
+        return path
+    folder = hub.pulled(settled)
+    if folder is None:
+        raise refuse("path", settled, "is gone; pull it again, or remove the name")
+    return folder
+
+
+def _about(settled: str) -> dict[str, Any]:
+    from .inspection import inspect_folder, inspect_weights
+
+    path = _path(settled)
+    return inspect_folder(path) if path.is_dir() else inspect_weights(path, hashed=False)
+
+
+def _usual_name(settled: str) -> str:
+    from ..pipelines.doors import hub
+
+    reference = hub.parse(settled)
+    if reference is not None and not Path(settled).exists():
+        return reference.repository.partition("/")[2]
+    path = Path(settled)
+    return path.name if path.is_dir() else path.stem
+
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "models list": models_list,
+    "models add": models_add,
+    "models remove": models_remove,
+    "models inspect": models_inspect,
+    "models verify": models_verify,
+    "models convert": models_convert,
+    "models pull": models_pull,
+}

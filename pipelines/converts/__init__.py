@@ -1,0 +1,1 @@
+"""Converts: what makes another network of a network, for good."""

@@ -1,0 +1,120 @@
+"""LoRA factors on one network, through peft: put on, weighed, taken off, or merged into the weights.
+
+peft replaces each layer by one of its own around the layer itself, so taking off gives back the very same modules.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ._lora_files import Pair
+
+
+class Merged(NamedTuple):
+    """A layer with the weight that it had before."""
+
+    layer: Any
+    weight: nn.Parameter
+
+
+def put_on(net: nn.Module, name: str, pairs: Mapping[str, Pair]) -> None:
+    """Add an adapter at weight 1, in the network's own precision. `name` holds no dot."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    like = next(net.parameters())
+    state = {}
+    for module, pair in pairs.items():
+        state[f"{module}.lora_A.weight"] = pair.down.to(like).contiguous()
+        state[f"{module}.lora_B.weight"] = pair.up.to(like).contiguous()
+        if pair.magnitude is not None:
+            state[f"{module}.lora_magnitude_vector"] = pair.magnitude.to(like)
+    ranks: dict[int, list[str]] = {}
+    for module, pair in pairs.items():
+        ranks.setdefault(len(pair.down), []).append(re.escape(module))
+    usual = max(ranks, key=lambda rank: len(ranks[rank]))
+    # one pattern per rank: one per module would outgrow Python's cache of patterns and take seconds
+    others = {f"^(?:{'|'.join(names)})": rank for rank, names in ranks.items() if rank != usual}
+    config = LoraConfig(
+        r=usual,
+        lora_alpha=usual,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        target_modules="|".join(name for names in ranks.values() for name in names),
+        use_dora=any(pair.magnitude is not None for pair in pairs.values()),
+        inference_mode=True,
+    )
+    with warnings.catch_warnings():  # a second adapter is what we mean
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        inject_adapter_in_model(config, net, name, low_cpu_mem_usage=True, state_dict=state)
+    set_peft_model_state_dict(net, state, name, low_cpu_mem_usage=True)
+    net.requires_grad_(False).eval()
+
+
+def weigh(net: nn.Module, weights: Mapping[str, float]) -> None:
+    """Let these adapters act, each as strongly as said; all others, and those of weight 0, do nothing."""
+    from diffusers.utils import set_adapter_layers, set_weights_and_activate_adapters
+
+    acting = {name: weight for name, weight in weights.items() if weight != 0}
+    set_adapter_layers(net, enabled=bool(acting))
+    if acting:
+        set_weights_and_activate_adapters(net, list(acting), list(acting.values()))
+    net.requires_grad_(False)
+
+
+def take_off(net: nn.Module, names: Iterable[str]) -> None:
+    """Remove adapters. With the last one, peft's layers go too."""
+    from diffusers.utils import delete_adapter_layers
+
+    for name in names:
+        delete_adapter_layers(net, name)
+        _configs(net).pop(name, None)
+    if not _configs(net):
+        _bare(net)
+
+
+def merge(net: nn.Module, weights: Mapping[str, float]) -> list[Merged]:
+    """The adapters added into the weights, and peft's layers gone. What comes back undoes it bit for bit."""
+    weigh(net, weights)
+    changed = []
+    with torch.no_grad():
+        for layer in _layers(net):
+            acting = [name for name in layer.active_adapters if name in layer.lora_A]
+            if layer.disable_adapters or not acting:
+                continue
+            base = layer.get_base_layer()
+            changed.append(Merged(base, base.weight))
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            layer.merge(adapter_names=acting)
+    _bare(net)
+    return changed
+
+
+def undo(changed: Iterable[Merged]) -> None:
+    for layer, weight in changed:
+        layer.weight = weight
+
+
+def _layers(net: nn.Module) -> list[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in net.modules() if isinstance(module, LoraLayer)]
+
+
+def _configs(net: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = vars(net).get("peft_config") or {}
+    return found
+
+
+def _bare(net: nn.Module) -> None:
+    """The network's own layers in place of peft's around them."""
+    from diffusers.utils import recurse_remove_peft_layers
+
+    recurse_remove_peft_layers(net)
+    if "peft_config" in vars(net):
+        del net.peft_config

@@ -1,0 +1,1 @@
+"""Model families that make clips: one file each, found by `sfumato.video.loading`."""

@@ -1,0 +1,1 @@
+"""Guidances that act along the time axis."""

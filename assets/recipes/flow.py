@@ -174,7 +174,7 @@ def train(
         return terms
 
     optimiser = Muon(muon_groups(model, plain=PLAIN), weight_decay=0.01)
-    return fit(model, optimiser, loss, Fit(minutes, lr=2e-3, ema=0.999, warmup=200), work / run).cpu()
+    return fit(model, optimiser, loss, Fit(minutes, lr=2e-3, ema=0.999, warmup=100), work / run).cpu()
 
 
 @torch.inference_mode()

@@ -80,7 +80,9 @@ def test_single_things_are_drawn_as_asked() -> None:
     for text, wanted in {"a large green cube, in snow": ("cube", "green", "snow"),
                          "a shiny yellow torus, at sea": ("torus", "yellow", "sea")}.items():  # fmt: skip
         found = [
-            r is not None and {(t.shape, t.color) for t in r.things} == {wanted[:2]} and r.setting == wanted[2]
+            r is not None
+            and {(t.shape, t.color) for t in r.things} == {wanted[:2]}
+            and r.setting == wanted[2]
             for r in read(make(text, seed=0, count=8).pixels)
         ]
         assert sum(found) >= 7, text

@@ -96,7 +96,7 @@ def test_python_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     exec(compile(source, name, "exec"), {"__name__": "example"})
     if name == "README.md":
-        assert (tmp_path / "cube.png").stat().st_size > 1000
+        assert (tmp_path / "sphere.png").stat().st_size > 1000
 
 
 def commands() -> Iterator[tuple[str, str]]:

@@ -132,7 +132,7 @@ def builtin_folder(name: str, field: str = "model") -> Path:
         return (MODELS / name).resolve()
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
     listed = f"the nearest are {', '.join(near)}" if near else "none are installed"
-    raise BadInput(field, f"there is no folder and no built-in model called {name!r}; {listed}")
+    raise BadInput(field, f"there is no file, folder or built-in model called {name!r}; {listed}")
 
 
 def check_contained(folder: Path) -> None:

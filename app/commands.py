@@ -140,7 +140,7 @@ def train_builtin(
         typer.Option("--repa", help="still-life: weight of the alignment with true geometry", min=0.0),
     ] = 0.0,
 ) -> None:
-    """Train a built-in model from its recipe, on the procedural world, from nothing."""
+    """Train a built-in model from its recipe: from the shipped weights, or from nothing after `vae`."""
     from ..assets.recipes import builtin
     from ..assets.recipes.learning.microdit import MicroDit
     from ..assets.recipes.learning.repa import Repa

@@ -32,7 +32,8 @@ def main() -> None:
     errors, steps = {}, {}
     for name, chosen in options.items():
         folder = given.work / f"learning-{name}"
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in (folder, folder.with_name(f"{folder.name}-reading")):
+            shutil.rmtree(left, ignore_errors=True)
         model = flow.train(
             given.work,
             minutes=given.minutes,

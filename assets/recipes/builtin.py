@@ -12,20 +12,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusionInpaintPipeline,
+)
 
 from ...pipelines.loading import open_model
 from ...pipelines.text_to_image import TextToImage
 from . import flow, judge, unet, vae
+from .captions import tokenizer_for
 from .fitting import best_device
 from .latents import encoded
 from .learning.microdit import MicroDit
 from .learning.repa import Repa
 from .measure import bars, prompts, sheet
-from .pool import pool
+from .pool import crowded
 
 MODELS = Path(__file__).parent.parent / "models"
 LICENCE = "Apache-2.0"
+GENERATORS = ("still-life", "still-life-unet")
 
 
 def train(
@@ -41,7 +48,8 @@ def train(
     """Train `name` for `minutes` and return the folder it was written to. `work` keeps pools and checkpoints.
 
     `every_task`: the whole mixture of `tasks.py` instead of text to image alone; None means "where there is a GPU".
-    `repa`, `microdit`: options of the flow recipe.
+    `repa`, `microdit`: options of the flow recipe. A generator whose `work` holds no autoencoder begins with the
+    shipped one, and with the weights and the tokenizer of the shipped generators.
     """
     every_task = best_device().type == "cuda" if every_task is None else every_task
     stages: dict[str, Callable[[], Path]] = {
@@ -51,15 +59,49 @@ def train(
             work,
             scenes,
             flow.train(
-                work, minutes=minutes, scenes=scenes, every_task=every_task, repa=repa, microdit=microdit
+                work,
+                minutes=minutes,
+                scenes=scenes,
+                every_task=every_task,
+                repa=repa,
+                microdit=microdit,
+                start=_start(work, name),
             ),
         ),
-        "still-life-unet": lambda: _unet(work, minutes, scenes),
+        "still-life-unet": lambda: _unet(
+            work,
+            scenes,
+            unet.train(
+                work,
+                minutes=minutes,
+                scenes=scenes,
+                start=_start(work, name),
+            ),
+        ),
     }
     if name not in stages:
         raise ValueError(f"name: {name!r} is no built-in model; choose one of {', '.join(stages)}")
     work.mkdir(parents=True, exist_ok=True)
+    if name in GENERATORS and not (work / "vae").exists():
+        begin_with_shipped(work)
     return stages[name]()
+
+
+def begin_with_shipped(work: Path) -> None:
+    """Put the shipped autoencoder, tokenizer and generators into a new work folder."""
+    shipped = MODELS / "still-life"
+    if not (shipped / "vae").is_dir():
+        raise ValueError(f"name: {work} holds no autoencoder and none is shipped; train `vae` first")
+    for name in GENERATORS:
+        if (MODELS / name).is_dir():
+            shutil.copytree(MODELS / name, work / "start" / name, dirs_exist_ok=True)
+    shutil.copytree(shipped / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
+    shutil.copytree(shipped / "vae", work / "vae")
+
+
+def _start(work: Path, name: str) -> Path | None:
+    folder = work / "start" / name
+    return folder if folder.is_dir() else None
 
 
 def _vae(work: Path, minutes: float, scenes: int, every_task: bool) -> Path:
@@ -73,7 +115,7 @@ def _judge(work: Path, minutes: float) -> Path:
 
 
 def _flow(work: Path, scenes: int, trained: flow.Flow) -> Path:
-    tokenizer = flow.tokenizer_for(work, pool(work, scenes))
+    tokenizer = tokenizer_for(work, crowded(work, scenes))
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=_codec(work),
@@ -86,12 +128,11 @@ def _flow(work: Path, scenes: int, trained: flow.Flow) -> Path:
     return _write("still-life", pipeline, work, scenes)
 
 
-def _unet(work: Path, minutes: float, scenes: int) -> Path:
-    trained = unet.train(work, minutes=minutes, scenes=scenes)
-    pipeline = StableDiffusionPipeline(
+def _unet(work: Path, scenes: int, trained: unet.Unet) -> Path:
+    pipeline = StableDiffusionInpaintPipeline(
         vae=_codec(work),
         text_encoder=trained.text,
-        tokenizer=flow.tokenizer_for(work, pool(work, scenes)),
+        tokenizer=tokenizer_for(work, crowded(work, scenes)),
         unet=trained.unet,
         scheduler=unet.scheduler(),
         safety_checker=None,
@@ -107,7 +148,7 @@ def _codec(work: Path) -> AutoencoderKL:
 
 def preview(work: Path, scenes: int) -> list[list[float]]:
     """The linear map from latent channels (and a constant) to RGB that best explains the pool: 17 rows of 3."""
-    data = pool(work, scenes)
+    data = crowded(work, scenes)
     z = encoded(work, _codec(work), data, "train")[: min(256, len(data))].float()
     small = torch.nn.functional.interpolate(data.batch(torch.arange(len(z))), z.shape[2:], mode="area")
     known = torch.cat([z, torch.ones_like(z[:, :1])], 1).permute(0, 2, 3, 1).reshape(-1, z.shape[1] + 1)
@@ -115,7 +156,9 @@ def preview(work: Path, scenes: int) -> list[list[float]]:
     return [[round(v, 5) for v in row] for row in rgb.tolist()]
 
 
-def _write(name: str, pipeline: FluxPipeline | StableDiffusionPipeline, work: Path, scenes: int) -> Path:
+def _write(
+    name: str, pipeline: FluxPipeline | StableDiffusionInpaintPipeline, work: Path, scenes: int
+) -> Path:
     """Save in half precision with the card, measure on held-out captions, draw the sample sheet."""
     folder = work / name
     pipeline.to(torch.float16).save_pretrained(folder)

@@ -84,10 +84,10 @@ def clip(vocab: int, start: int, end: int, *, width: int, layers: int) -> CLIPTe
 
 
 def unet() -> UNet2DConditionModel:
-    """Stable Diffusion 1.5's layout at a fifth of its width."""
+    """The layout of Stable Diffusion 1.5 for inpainting at a fifth of its width: a mask and a picture beside x."""
     return UNet2DConditionModel(
         sample_size=16,
-        in_channels=16,
+        in_channels=16 + 1 + 16,
         out_channels=16,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),

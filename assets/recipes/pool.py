@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from ..still_life.render import render
-from ..still_life.sampling import sample_scene
+from ..still_life.sampling import SHARES, sample_scene
 from ..still_life.scene import Scene
 from .fitting import best_device
 
 PIECE = 64
+CROWDED = (20, 40, 40)
+"""How often the generators' scenes hold one, two and three things: placing several is what takes longest to learn."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ def pool(
     size: int = 128,
     first_seed: int = 0,
     name: str = "",
+    shares: tuple[int, int, int] = SHARES,
     draw: Draw | None = None,
 ) -> Pool:
     """Render what is missing of `count` scenes with seeds first_seed, first_seed + 1, ... and open the pool.
 
-    A pool of other pictures than plain renders has a `name` and says how to `draw` them.
+    A pool of other pictures than plain renders has a `name` and says how to `draw` them; one of other scenes than most
+    has a `name` and its own `shares` of one, two and three things.
     """
     folder = folder / f"{name or split}-{size}-{count}-{first_seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +83,7 @@ def pool(
         for at in range(done, count, PIECE):
             stop = min(at + PIECE, count)
             seeds = [first_seed + i for i in range(at, stop)]
-            scenes = [sample_scene(seed, split=split) for seed in seeds]
+            scenes = [sample_scene(seed, split=split, shares=shares) for seed in seeds]
             rgb = draw(scenes, seeds) if draw else plain(scenes, size)
             images[at:stop] = rgb.mul(255).round_().byte().permute(0, 2, 3, 1).cpu().numpy()
             with listing.open("a") as out:
@@ -88,3 +92,8 @@ def pool(
         print({"pool": str(folder.name), "scenes_per_second": round(rate, 1)}, flush=True)
     scenes = [Scene.from_dict(json.loads(line)) for line in listing.read_text().splitlines()]
     return Pool(np.load(data, mmap_mode="r"), scenes)
+
+
+def crowded(folder: Path, count: int) -> Pool:
+    """What the generators learn from: scenes of the train split, most of two and three things."""
+    return pool(folder, count, name="crowded", shares=CROWDED)

@@ -1,4 +1,4 @@
-"""What the world knows about each token of a picture: normals, depth, and how much of it each shape covers.
+"""What the world knows about each token of a picture: normals, depth, and how much of it each shape and colour covers.
 
 The alignment option draws hidden states towards it, see `partial.py`.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..still_life.render import render
-from ..still_life.scene import SHAPES, Scene
+from ..still_life.scene import COLORS, SHAPES, Scene
 from .fitting import best_device
 from .pool import Pool
 
@@ -21,7 +21,7 @@ TOKEN = 16
 """Side of a token in pixels."""
 FINE = 4
 """Rays along a token's side."""
-WIDTH = FINE * FINE * 4 + len(SHAPES)
+WIDTH = FINE * FINE * 4 + len(SHAPES) + len(COLORS)
 PIECE = 256
 
 
@@ -38,15 +38,17 @@ def truth(work: Path, data: Pool) -> Tensor:
 
 
 def known(scenes: Sequence[Scene], side: int) -> Tensor:
-    """Normals, inverse depth (both at FINE x FINE points) and the share of each shape, [B, side * side, WIDTH]."""
+    """Normals, inverse depth (both at FINE x FINE points), shares of each shape and colour, [B, side * side, WIDTH]."""
     seen = render(scenes, size=side * FINE, maps=("depth", "normals", "ids"), device=best_device())
     assert seen.depth is not None and seen.normals is not None and seen.ids is not None
-    kinds = torch.zeros(len(scenes), 2 + max(len(s.things) for s in scenes), dtype=torch.long)
+    most = max(len(s.things) for s in scenes)
+    kinds = torch.zeros(len(scenes), 2 + most, len(SHAPES) + len(COLORS))
     for i, scene in enumerate(scenes):
         for k, thing in enumerate(scene.things):
-            kinds[i, 2 + k] = 1 + SHAPES.index(thing.shape)
+            kinds[i, 2 + k, SHAPES.index(thing.shape)] = 1
+            kinds[i, 2 + k, len(SHAPES) + list(COLORS).index(thing.color)] = 1
     ids = seen.ids[:, 0].cpu()
-    shapes = F.one_hot(kinds.gather(1, ids.flatten(1)), 1 + len(SHAPES))[..., 1:].float()
-    share = F.avg_pool2d(shapes.transpose(1, 2).unflatten(2, ids.shape[1:]), FINE)
+    covered = kinds.gather(1, ids.flatten(1)[..., None].expand(-1, -1, kinds.shape[2]))
+    share = F.avg_pool2d(covered.transpose(1, 2).unflatten(2, ids.shape[1:]), FINE)
     form = F.pixel_unshuffle(torch.cat([seen.normals, 1 / seen.depth], 1).cpu(), FINE)
     return torch.cat([form, share], 1).flatten(2).transpose(1, 2)

@@ -47,7 +47,8 @@ RESERVED_PAIRS = frozenset(
 )
 """(shape, colour) pairs that never appear in train or test."""
 
-
+SHARES = (45, 35, 20)
+"""How often a scene holds one, two and three things, in percent."""
 MAX_THINGS = 4
 """Most things of a described scene."""
 ANYTHING = Part()
@@ -60,14 +61,16 @@ def caption_is_reserved(text: str) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 50 == 0
 
 
-def sample_scene(seed: int, *, split: str = "train", max_things: int = 3) -> Scene:
-    """A random scene with one to `max_things` things (45, 35, 20 %)."""
+def sample_scene(
+    seed: int, *, split: str = "train", max_things: int = 3, shares: tuple[int, int, int] = SHARES
+) -> Scene:
+    """A random scene with one to `max_things` things, in these relative shares."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if not 1 <= max_things <= 3:
         raise ValueError(f"max_things must be in 1..3, got {max_things}")
     rng = Random(f"still life {split} {seed}")
-    count = rng.choices((1, 2, 3)[:max_things], (45, 35, 20)[:max_things])[0]
+    count = rng.choices((1, 2, 3)[:max_things], shares[:max_things])[0]
     for _ in range(20_000):
         draft = _draft(rng, count, seed)
         if not _belongs(draft, split):

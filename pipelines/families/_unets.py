@@ -6,7 +6,7 @@ A folder says nowhere that its UNet was distilled; `few_steps` tells it from the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path as Folder
 from typing import Any, NamedTuple
@@ -194,6 +194,26 @@ def with_beside(net: Any, x: Tensor, embeds: Mapping[str, Tensor]) -> Tensor:
     return x
 
 
+@dataclass(frozen=True, eq=False)
+class WithoutPictures:
+    """`unet_output` of an inpainting UNet that takes all for hole where it was given no pictures."""
+
+    codec: Codec
+    path: Path
+    blanks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """What stands beside x by its height and width, [1,1+C,h,w]; the same for every run."""
+
+    def __call__(self, net: Any, x: Tensor, t: float, embeds: Mapping[str, Tensor]) -> Tensor:
+        if "beside" not in embeds:
+            size = (x.shape[2], x.shape[3])
+            if size not in self.blanks:
+                picture = torch.full((1, 3, *(side * self.codec.factor for side in size)), 0.5)
+                mask = torch.ones(1, 1, *picture.shape[2:])
+                self.blanks[size] = inpainting(self.codec)({"image": picture, "mask": mask})["beside"]
+            embeds = {**embeds, "beside": self.blanks[size].to(x).expand(len(x), -1, -1, -1)}
+        return unet_output(net, x, t, embeds, self.path)
+
+
 def guidance_features(net: Any, x: Tensor, embeds: Mapping[str, Tensor]) -> Tensor | None:
     """Sines and cosines [N,D] of 1000 w, w = guidance - 1, for a UNet distilled to hear it (arXiv:2310.04378)."""
     if "guidance" not in embeds:
@@ -215,6 +235,11 @@ def inpainting(codec: Codec) -> Attach:
     """`image` and `mask` as the channels beside x: the mask in latent cells, and the picture with a grey hole."""
 
     def attached(pictures: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        for name, other in (("image", "mask"), ("mask", "image")):
+            if name not in pictures:
+                raise BadInput(
+                    "pictures", f"inpainting needs the picture {name!r} beside {other!r}; give both"
+                )
         image, mask = pictures["image"], pictures["mask"]
         if mask.shape[1] != 1 or mask.shape[2:] != image.shape[2:]:
             raise BadInput(

@@ -47,7 +47,7 @@ def test_plain_diffusers_opens_the_folder_and_draws_the_same(name: str) -> None:
             output_type="pt",
         ).images
     else:
-        pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        pipe = diffusers.StableDiffusionInpaintPipeline.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
         pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
@@ -55,10 +55,13 @@ def test_plain_diffusers_opens_the_folder_and_draws_the_same(name: str) -> None:
         )
         theirs = pipe(
             PROMPT,
+            image=torch.full((1, 3, 128, 128), 0.5),
+            mask_image=torch.ones(1, 1, 128, 128),
             width=128,
             height=128,
             num_inference_steps=4,
             latents=x,
+            strength=1.0,
             guidance_scale=1.0,
             output_type="pt",
         ).images

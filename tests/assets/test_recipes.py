@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sfumato.assets.recipes import builtin, flow, networks, tasks, truth, vae
+from diffusers import FluxTransformer2DModel
+from sfumato.assets.recipes import builtin, captions, flow, networks, tasks, truth, vae
 from sfumato.assets.recipes.fitting import Fit, fit
 from sfumato.assets.recipes.learning.microdit import MicroDit
 from sfumato.assets.recipes.learning.repa import Repa
@@ -15,7 +16,7 @@ from sfumato.assets.recipes.text import learn
 from sfumato.assets.still_life.judge import Reading, Seen
 from sfumato.assets.still_life.render import render
 from sfumato.assets.still_life.sampling import sample_scene
-from sfumato.assets.still_life.scene import SHAPES
+from sfumato.assets.still_life.scene import COLORS, SHAPES
 from torch import nn
 
 
@@ -137,7 +138,7 @@ def test_repa_is_the_weighted_squared_error() -> None:
 
 
 def test_truth_knows_the_scene(tmp_path: Path) -> None:
-    """Of one scene: normals and depth are the render's, shapes cover what their masks cover."""
+    """Of one scene: normals and depth are the render's, shapes and colours cover what their masks cover."""
     scenes = [sample_scene(i) for i in range(3)]
     found = truth.known(scenes, 8)
     assert found.shape == (3, 64, truth.WIDTH)
@@ -146,9 +147,10 @@ def test_truth_knows_the_scene(tmp_path: Path) -> None:
     assert torch.equal(first[5, 2, :16].view(4, 4), seen.normals[1, 0, 20:24, 8:12])
     assert torch.equal(first[5, 2, 48:64].view(4, 4), 1 / seen.depth[1, 0, 20:24, 8:12])
     for i, scene in enumerate(scenes):
-        for shape in {thing.shape for thing in scene.things}:
-            masks = [m for m, thing in zip(seen.masks[i], scene.things, strict=True) if thing.shape == shape]
-            share = found[i, :, 64 + SHAPES.index(shape)].mean()
+        words = [(t.shape, t.color) for t in scene.things]
+        for word in {word for both in words for word in both}:
+            masks = [m for m, both in zip(seen.masks[i], words, strict=True) if word in both]
+            share = found[i, :, 64 + (*SHAPES, *COLORS).index(word)].mean()
             assert float(share) == pytest.approx(float(sum(m.float().mean() for m in masks)), abs=1e-6)
     data = pool(tmp_path, 64, size=32)
     rows = truth.truth(tmp_path, data).float().flatten(0, 1)
@@ -228,6 +230,36 @@ def test_a_toy_training_writes_a_model_that_opens(
     from sfumato.pipelines.text_to_image import TextToImage
 
     assert TextToImage(open_model(folder))("a red cube", steps=1).pixels.shape == (1, 3, 128, 128)
+
+
+def test_times_are_late_and_reach_all() -> None:
+    t = flow.times(20_000, torch.Generator().manual_seed(0))
+    assert t.min() >= 0
+    assert t.max() <= 1
+    logit = 1 / (1 + 2.718281828**-1.0)  # the median of the logit-normal part
+    below = flow.EVEN * logit + (1 - flow.EVEN) * 0.5
+    assert float((t < logit).float().mean()) == pytest.approx(below, abs=0.01)
+
+
+def test_without_autoencoder_or_shipped_model_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtin, "MODELS", tmp_path / "models")
+    with pytest.raises(ValueError, match="train `vae` first"):
+        builtin.train("still-life", minutes=1, work=tmp_path / "work")
+
+
+def test_a_new_work_folder_begins_with_what_is_shipped(tmp_path: Path) -> None:
+    builtin.begin_with_shipped(tmp_path)
+    shipped = builtin.MODELS / "still-life"
+    model = flow.Flow(captions.tokenizer_for(tmp_path, pool(tmp_path, 1)))
+    model.begin(tmp_path / "start" / "still-life")
+    theirs = FluxTransformer2DModel.from_pretrained(shipped / "transformer", dtype=torch.float32)
+    assert all(
+        torch.equal(mine, its)
+        for mine, its in zip(model.transformer.parameters(), theirs.parameters(), strict=True)
+    )
+    assert (tmp_path / "vae" / "config.json").read_text() == (shipped / "vae" / "config.json").read_text()
 
 
 def test_unknown_model_names_the_known(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ Units and ranges: weight 0 and up, against a velocity error of about 0.3
 Cost: a projector of two layers during training, nothing afterwards
 Neutral: weight = 0
 Errors: ValueError for a negative or infinite weight
-Differs: the representation is not a pretrained encoder's but the world's own truth (normals, depth and the share of
-    each shape, token by token, each with deviation 1), and the measure is the squared error instead of the cosine, so
-    that tokens of which little is to be known weigh little; the state is that after the second single block
+Differs: the representation is not a pretrained encoder's but the world's own truth (normals, depth and the shares of
+    each shape and colour, token by token, each with deviation 1), and the measure is the squared error instead of the
+    cosine, so that tokens of which little is to be known weigh little; the state is that after the second single block
 Tasks: image
 """
 

@@ -74,6 +74,15 @@ def test_a_picture_each(pair: tuple[Any, Any]) -> None:
     torch.testing.assert_close(cond.embeds["beside"][1:], other.embeds["beside"], rtol=1e-4, atol=1e-4)
 
 
+def test_without_pictures_all_is_hole(pair: tuple[Any, Any]) -> None:
+    """Text to image: the same as a picture of any colour under a whole mask."""
+    model, ask = pair[0], {"width": 96, "height": 64, "steps": STEPS}
+    whole = {"image": torch.zeros(1, 3, 64, 96), "mask": torch.ones(1, 1, 64, 96)}
+    without = TextToImage(model)(PROMPT, **ask, count=2).latents
+    assert torch.equal(without, TextToImage(model)(PROMPT, **ask, count=2).latents)
+    assert relative(TextToImage(model, pictures=whole)(PROMPT, **ask, count=2).latents, without) < 1e-5
+
+
 def test_refusals(pair: tuple[Any, Any], tmp_path: Path) -> None:
     model, mine = pair[0], pictures(64, 64)
     ask = {"width": 64, "height": 64, "steps": 1}
@@ -83,10 +92,8 @@ def test_refusals(pair: tuple[Any, Any], tmp_path: Path) -> None:
         TextToImage(model, pictures=mine | {"mask": mine["mask"][..., :32]})("a", **ask)
     with pytest.raises(BadInput, match="size of the result"):
         TextToImage(model, pictures=pictures(32, 64))("a", **ask)
-    with pytest.raises(BadInput, match="attach its pictures"):
-        model.denoise(torch.zeros(1, 4, 8, 8), 0.5, model.encode(["a"], key="pos"))
     plain = open_model(tiny_models.stable_diffusion(tmp_path, pipeline="StableDiffusionInpaintPipeline"))
-    assert plain.needs == () and model.needs == ("image", "mask")
+    assert plain.accepts == () and model.accepts == ("image", "mask")
 
 
 def test_every_technique_runs(pair: Any) -> None:

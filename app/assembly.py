@@ -14,9 +14,10 @@ from ..pipelines.protocols import Model
 from ..pipelines.sizes import check_size
 from ..pipelines.text_to_image import TextToImage
 from .builder import build, find
+from .chosen import Technique
 from .faults import refuse
 from .registry import locate
-from .requests import SamplingRequest, Technique
+from .requests import SamplingRequest
 
 R = TypeVar("R", bound=SamplingRequest)
 

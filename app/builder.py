@@ -12,8 +12,8 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnno
 
 from ..pipelines.errors import BadInput
 from .catalogue import Entry, techniques
+from .chosen import Technique
 from .faults import nearest, refuse, unknown, validation_sentences
-from .requests import Technique
 
 
 def find(technique: Technique, kind: str | None, field: str) -> Entry:

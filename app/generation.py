@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from .interruption import Interrupted, asked_to_stop, read_resume, resume_path
 from .loras import Adapters, put_on
 from .metadata import check_metadata_fits, make_record, model_hash, save_image
 from .output import check_output, image_paths, write_text, write_whole
+from .pictures import framed, show
 from .requests import GenerateRequest
 from .words import Words, words_of
 
@@ -54,6 +55,8 @@ class Run:
     words: tuple[Words, ...]
     """What the prompts come to, per image."""
     adapters: Adapters
+    pictures: Mapping[str, str]
+    """Hashes of the pictures given, by name."""
 
     def record(self, index: int) -> dict[str, Any]:
         words = self.words[index]
@@ -65,6 +68,7 @@ class Run:
             machine=machine(self.request),
             notes=self.notes(index),
         )
+        record |= {"pictures": dict(self.pictures)} if self.pictures else {}
         return record | {"resolved": words.plain(), "tagged": words.tagged} | self.adapters.record(words)
 
     def notes(self, index: int) -> tuple[str, ...]:
@@ -85,6 +89,7 @@ class Run:
             "paths": [str(path.absolute()) for path in self.paths],
             "model": model_hash(self.model.info()),
             "adapters": [self.adapters.hashes, self.adapters.words],
+            "pictures": dict(self.pictures),
             "sidecar": self.choices.sidecar,
         }
 
@@ -118,13 +123,13 @@ def prepare(
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done."""
     console.detail(f"opening {request.model}")
     model, request = open_for(request)
-    request = resolve(request, model)
-    pipe = built(lambda: assemble(request, model))
+    request = resolve(framed(request), model)
+    pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
     adapters = put_on(request, model, words)
     paths = image_paths(choices.output, request.count, make=not dry_run)
     check_metadata_fits(paths[0], request, words)
-    run = Run(request, model, pipe, tuple(paths), choices, words, adapters)
+    run = Run(request, model, pipe, tuple(paths), choices, words, adapters, pictures)
     for note in all_notes(run):
         console.say(note)
     return run
@@ -282,11 +287,14 @@ def resume_images(name: str, console: Console, choices: Choices) -> int:
     model, request = open_for(request)
     words = words_of(request)
     adapters = put_on(request, model, words)
-    run = Run(request, model, built(lambda: assemble(request, model)), paths, choices, words, adapters)
+    pipe, pictures = built(lambda: show(assemble(request, model), request))
+    run = Run(request, model, pipe, paths, choices, words, adapters, pictures)
     if model_hash(model.info()) != job["model"]:
         raise refuse("resume", name, f"belongs to other weights than those of {request.model}")
     if job.get("adapters", [{}, {}]) != [adapters.hashes, adapters.words]:
         raise refuse("resume", name, "belongs to other LoRAs or embeddings than those there are now")
+    if job.get("pictures", {}) != pictures:
+        raise refuse("resume", name, "belongs to other pictures than those there are now")
     check_output(str(paths[first]), make=True)
     run = replace(run, choices=replace(choices, sidecar=bool(job.get("sidecar"))))
     return make_all(run, console, first=first, checkpoint=checkpoint)

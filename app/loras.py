@@ -12,8 +12,9 @@ from ..pipelines.loras import Loras
 from ..pipelines.named_files import named_file
 from ..pipelines.protocols import Model
 from ..pipelines.weights import tensor_hash
+from .chosen import LoraChoice
 from .faults import refuse
-from .requests import LoraChoice, SamplingRequest
+from .requests import SamplingRequest
 from .words import Words
 
 SUFFIX = ".safetensors"

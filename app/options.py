@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from .chosen import LoraChoice, Technique
 from .faults import refuse
-from .requests import LoraChoice, Request, Technique
+from .requests import Request
 
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Technique: "NAME[:KEY=VALUE,...]"}
 METAVARS[LoraChoice] = "FILE_OR_NAME[:WEIGHT]"

@@ -107,7 +107,7 @@ def compare_records(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     model = old.get("model")
     if not isinstance(model, dict) or model.get("hash") != model_hash(new["model"]):
         found.append("weights: not the same as then")
-    for part in ("loras", "embeddings"):
+    for part in ("loras", "embeddings", "pictures"):
         if part in old and old[part] != new.get(part):
             found.append(f"{part}: not the same as then")
     return found

@@ -7,12 +7,11 @@ here and a function in `tasks.py`.
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..pipelines.prompts import MOST_WEIGHT
+from .chosen import LoraChoice, Technique
 
 SEED_LIMIT = 2**63 - 1
 
@@ -40,97 +39,6 @@ def field(
     """A request field. `flags` are spellings besides `--name`; `bounds` are pydantic's (ge, le ...)."""
     extra: dict[str, Any] = {"unit": unit, "group": group, "flags": list(flags)}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
-
-
-class Technique(BaseModel):
-    """A technique by its catalogue id, with the settings that differ from its defaults.
-
-    Accepts `apg`, `apg:scale=7,momentum=-0.5`, or {"id": "apg", "settings": {"scale": 7}}.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str = Field(description="id in the catalogue: `sfumato techniques` lists them", min_length=1)
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description="settings by name; the rest keep their defaults"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def from_text(cls, value: Any) -> Any:
-        return parse_technique(value) if isinstance(value, str) else value
-
-    def __str__(self) -> str:
-        settings = ",".join(
-            f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(self.settings.items())
-        )
-        return f"{self.id}:{settings}" if settings else self.id
-
-
-def parse_technique(text: str) -> dict[str, Any]:
-    """`NAME:key=value,key=value` to {"id", "settings"}. Values are JSON where possible, else text."""
-    name, _, rest = text.strip().partition(":")
-    if not name:
-        raise ValueError("needs a technique's name, as in apg:scale=7")
-    settings: dict[str, Any] = {}
-    for item in _split(rest):
-        key, equals, value = item.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
-            raise ValueError(f"{item!r} is not key=value, as in apg:scale=7")
-        if key in settings:
-            raise ValueError(f"{key!r} is given twice")
-        settings[key] = _value(value.strip())
-    return {"id": name.strip(), "settings": settings}
-
-
-def _split(text: str) -> list[str]:
-    """Split at commas outside brackets and quotes."""
-    parts, depth, quoted, start = [], 0, False, 0
-    for i, char in enumerate(text):
-        if char == '"':
-            quoted = not quoted
-        elif not quoted and char in "[{(":
-            depth += 1
-        elif not quoted and char in "]})":
-            depth -= 1
-        elif not quoted and char == "," and depth == 0:
-            parts.append(text[start:i])
-            start = i + 1
-    parts.append(text[start:])
-    return [part for part in parts if part.strip()]
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-class LoraChoice(BaseModel):
-    """A LoRA and how strongly it acts. Accepts `ink`, `ink:0.8` and {"name": "ink", "weight": 0.8}."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="a file, or a name in the folder of LoRAs", min_length=1)
-    weight: float = Field(1.0, description="how strongly it acts; 0 is off", ge=-MOST_WEIGHT, le=MOST_WEIGHT)
-
-    @model_validator(mode="before")
-    @classmethod
-    def from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        name, colon, weight = value.rpartition(":")
-        return {"name": name, "weight": weight} if colon and _is_number(weight) else {"name": value}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Request(BaseModel):
@@ -214,6 +122,32 @@ class SamplingRequest(Request):
         "file of textual inversion; its word stands in prompts as <name>; repeat for more",
         group="advanced",
         flags=("--embedding",),
+    )
+    image: str | None = field(
+        None,
+        "picture to start from; for models that look at one, the picture they look at",
+        group="picture",
+        flags=("-i",),
+        min_length=1,
+    )
+    mask: str | None = field(
+        None,
+        "what to repaint of --image: white is repainted, black is kept bit for bit",
+        group="picture",
+        min_length=1,
+    )
+    strength: float | None = field(
+        None,
+        "how far from --image: the share of the steps taken; 0.6 if not given, 1 for models that look at it",
+        group="picture",
+        ge=0.01,
+        le=1,
+    )
+    pictures: tuple[str, ...] = field(
+        (),
+        "what a model looks at besides, as NAME=FILE (control=depth.png); repeat for more",
+        group="picture",
+        flags=("--picture",),
     )
     batch: int = field(
         1,

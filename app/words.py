@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from ..pipelines.errors import BadInput
 from ..pipelines.prompts import draw, take_loras
+from .chosen import LoraChoice
 from .faults import refuse
-from .requests import LoraChoice, SamplingRequest
+from .requests import SamplingRequest
 
 
 class Words(NamedTuple):

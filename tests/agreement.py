@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sfumato.app.builder import build
 from sfumato.app.catalogue import techniques
-from sfumato.app.requests import Technique
+from sfumato.app.chosen import Technique
 from sfumato.pipelines.guidance.cfg import Cfg
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.noise import SeededNoise

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sfumato.app.builder import build
 from sfumato.app.catalogue import CatalogueError, catalogue, read_entry, techniques
-from sfumato.app.requests import Technique, parse_technique
+from sfumato.app.chosen import Technique, parse_technique
 from sfumato.pipelines.errors import BadInput
 
 FILE = '''"""{id}: a made-up technique (alias {alias}).

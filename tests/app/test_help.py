@@ -57,7 +57,7 @@ def test_every_field_is_declared_in_full(task):
     assert inspect.getdoc(request)
     for name, schema in request.model_json_schema()["properties"].items():
         assert schema["description"], name
-        assert "unit" in schema and schema["group"] in ("basic", "advanced"), name
+        assert "unit" in schema and schema["group"] in ("basic", "picture", "advanced"), name
         assert "default" in schema, name
         assert any(p.name == name for p in ALL[(task,)].params)
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import typer
+from sfumato.app.chosen import Technique
 from sfumato.app.options import request_command
-from sfumato.app.requests import Request, Technique, field
+from sfumato.app.requests import Request, field
 from sfumato.app.settings import make_request
 from typer.testing import CliRunner
 

@@ -32,6 +32,8 @@ from .pool import crowded
 
 MODELS = Path(__file__).parent.parent / "models"
 LICENCE = "Apache-2.0"
+SHIFT = 3.0
+"""Of the flow model's sampling times towards noise, where the layout is settled."""
 GENERATORS = ("still-life", "still-life-unet")
 
 
@@ -117,7 +119,7 @@ def _judge(work: Path, minutes: float) -> Path:
 def _flow(work: Path, scenes: int, trained: flow.Flow) -> Path:
     tokenizer = tokenizer_for(work, crowded(work, scenes))
     pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=_codec(work),
         text_encoder=trained.pooled,
         tokenizer=tokenizer,
@@ -169,7 +171,7 @@ def _write(
         "width": 128,
         "height": 128,
         "sampler": "ddim" if name == "still-life" else "dpmpp-2m",
-        "schedule": "uniform",
+        "schedule": "flow-shift" if name == "still-life" else "uniform",
         "licence": LICENCE,
         "preview": preview(work, scenes),
     }

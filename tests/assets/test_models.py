@@ -18,7 +18,7 @@ from sfumato.pipelines.text_to_image import TextToImage
 
 PROMPT, SEED = "a red sphere on top of a blue cube, in snow", 2
 GENERATORS = sorted({"still-life", "still-life-unet"} & set(builtin_names()))
-FLOORS = {"still-life": {"color": 0.8, "shape": 0.6, "setting": 0.95, "relation": 0.28, "all": 0.4}}
+FLOORS = {"still-life": {"color": 0.84, "shape": 0.72, "setting": 0.98, "relation": 0.5, "all": 0.5}}
 """What the shipped weights reach, a little below; docs/models.md has the measured shares and what they should be."""
 
 
@@ -69,13 +69,13 @@ def test_plain_diffusers_opens_the_folder_and_draws_the_same(name: str) -> None:
 
 
 def test_the_demo_prompt_is_drawn_as_asked() -> None:
-    picture = TextToImage(open_model("still-life"))(PROMPT, seed=SEED).pixels
-    reading = read(picture)[0]
-    assert reading is not None
-    things = {(thing.shape, thing.color): thing for thing in reading.things}
-    assert set(things) == {("sphere", "red"), ("cube", "blue")}
-    assert related(things["sphere", "red"], "on top of", things["cube", "blue"])
-    assert reading.setting == "snow"
+    """At the demo's seed and at its neighbours: no seed was picked."""
+    for reading in read(TextToImage(open_model("still-life"))(PROMPT, seed=SEED, count=8).pixels):
+        assert reading is not None
+        things = {(thing.shape, thing.color): thing for thing in reading.things}
+        assert set(things) == {("sphere", "red"), ("cube", "blue")}
+        assert related(things["sphere", "red"], "on top of", things["cube", "blue"])
+        assert reading.setting == "snow"
 
 
 def test_single_things_are_drawn_as_asked() -> None:

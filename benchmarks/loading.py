@@ -66,8 +66,8 @@ def read_bytes(folder: Path) -> dict[str, float]:
 
 def open_folder(folder: Path) -> dict[str, float]:
     """Seconds to open the folder and touch all of it, the most memory that took, the slowest switch of LoRAs."""
-    for name, facts in architecture("sdxl").parts.items():
-        getattr(import_module(facts.library), facts.kind), name
+    for facts in architecture("sdxl").parts.values():
+        getattr(import_module(facts.library), facts.kind)  # imported when it is named
     before, began = memory("VmRSS"), time.perf_counter()
     model = open_model(folder, dtype=torch.float16)
     for part in model.parts.values():

@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt .ci/setup
 	@touch $@
 
 demo: $(READY)
-	@$(VENV)/bin/sfumato generate "a red sphere on top of a blue cube, in snow" --seed 2 -o out/demo.png
+	@$(VENV)/bin/sfumato generate "a red sphere on top of a blue cube, in snow" --seed 8 -o out/demo.png
 	@echo "The picture is $(CURDIR)/out/demo.png"
 
 test: $(READY)

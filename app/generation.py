@@ -122,8 +122,8 @@ def prepare(
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done."""
     console.detail(f"opening {request.model}")
-    model, request = open_for(request)
-    request = resolve(framed(request), model)
+    model, request = open_for(framed(request))
+    request = resolve(request, model)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
     adapters = put_on(request, model, words)
@@ -283,7 +283,7 @@ def resume_images(name: str, console: Console, choices: Choices) -> int:
     first, paths = int(job["first"]), tuple(Path(str(path)) for path in job["paths"])
     if len(paths) != request.count or not 0 <= first < request.count:
         raise refuse("resume", name, "is a checkpoint whose request and files disagree")
-    choices = replace(choices, output=None, sidecar=choices.sidecar or bool(job.get("sidecar")))
+    choices = replace(choices, output=None, sidecar=bool(job.get("sidecar")))
     model, request = open_for(request)
     words = words_of(request)
     adapters = put_on(request, model, words)
@@ -296,5 +296,4 @@ def resume_images(name: str, console: Console, choices: Choices) -> int:
     if job.get("pictures", {}) != pictures:
         raise refuse("resume", name, "belongs to other pictures than those there are now")
     check_output(str(paths[first]), make=True)
-    run = replace(run, choices=replace(choices, sidecar=bool(job.get("sidecar"))))
     return make_all(run, console, first=first, checkpoint=checkpoint)

@@ -72,10 +72,12 @@ def show(pipe: TextToImage, request: SamplingRequest) -> Shown:
     files, attached = named(request), {}
     takes = (*pipe.model.needs, *pipe.model.accepts)
     for name, file in files.items():
+        if name in ("image", "mask"):
+            raise refuse("pictures", name, f"has an option of its own; write --{name} {file}")
         if name not in takes:
             known = ", ".join(takes) or "none"
             raise refuse("pictures", name, f"is no picture that {request.model} looks at; it takes {known}")
-        attached[name] = pixels(file, "pictures", size, "L" if name == "mask" else "RGB")
+        attached[name] = pixels(file, "pictures", size, "RGB")
     start = None
     if request.image is not None:
         files["image"] = request.image
@@ -85,7 +87,8 @@ def show(pipe: TextToImage, request: SamplingRequest) -> Shown:
             mask = pixels(request.mask, "mask", size, "L")
             if not mask.any():
                 raise refuse("mask", request.mask, "is black all over, so nothing would be repainted")
-        looks = "image" in takes and (mask is not None or "mask" not in takes)
+        alone = "mask" not in takes or "image" in pipe.model.needs
+        looks = "image" in takes and (mask is not None or alone)
         if looks:
             attached["image"] = image
             if mask is not None and "mask" in takes:

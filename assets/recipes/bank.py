@@ -32,7 +32,7 @@ def bank(
     work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scenes: Sequence[Scene], place: torch.device
 ) -> Bank:
     """The bank of these scenes on `place`; read from disk if it was made before."""
-    file = work / f"bank-{len(scenes)}.pt"
+    file = work / f"crowded-bank-{len(scenes)}.pt"
     if not file.exists():
         codec = vae.to(place)
         latents: dict[str, list[Tensor]] = {name: [] for name in PICTURES}

@@ -151,7 +151,7 @@ def _codec(work: Path) -> AutoencoderKL:
 def preview(work: Path, scenes: int) -> list[list[float]]:
     """The linear map from latent channels (and a constant) to RGB that best explains the pool: 17 rows of 3."""
     data = crowded(work, scenes)
-    z = encoded(work, _codec(work), data, "train")[: min(256, len(data))].float()
+    z = encoded(work, _codec(work), data, "crowded")[: min(256, len(data))].float()
     small = torch.nn.functional.interpolate(data.batch(torch.arange(len(z))), z.shape[2:], mode="area")
     known = torch.cat([z, torch.ones_like(z[:, :1])], 1).permute(0, 2, 3, 1).reshape(-1, z.shape[1] + 1)
     rgb = torch.linalg.lstsq(known, small.permute(0, 2, 3, 1).reshape(-1, 3)).solution

@@ -28,7 +28,7 @@ def tokenizer_for(work: Path, data: Pool) -> CLIPTokenizer:
 
 def wordings(work: Path, tokenizer: CLIPTokenizer, data: Pool) -> Tensor:
     """Token ids [N, WORDINGS, TEXT_TOKENS] of several captions of each scene, int16, kept on disk."""
-    file = work / f"wordings-{len(data)}.pt"
+    file = work / f"crowded-wordings-{len(data)}.pt"
     if not file.exists():
         rows = []
         for i, scene in enumerate(data.scenes):

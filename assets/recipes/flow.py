@@ -106,7 +106,7 @@ def stock_for(
     vae = AutoencoderKL.from_pretrained(work / "vae")
     if every_task:
         return bank(work, vae, tokenizer, data.scenes, place)
-    z = encoded(work, vae, data, "train").to(place)
+    z = encoded(work, vae, data, "crowded").to(place)
     return Bank({"rgb": z}, {"text-to-image": wordings(work, tokenizer, data).to(place)})
 
 

@@ -65,7 +65,7 @@ def told(text: str) -> list[int]:
 
 def lessons(work: Path, data: Pool) -> Tensor:
     """What each of `captions.wordings` tells, [N,WORDINGS,len(FIELDS)] int8, kept on disk."""
-    file = work / f"lessons-{len(data)}.pt"
+    file = work / f"crowded-lessons-{len(data)}.pt"
     if not file.exists():
         rows = [
             [told(caption(scene, seed=i * WORDINGS + k)) for k in range(WORDINGS)]

@@ -27,7 +27,7 @@ PIECE = 256
 
 def truth(work: Path, data: Pool) -> Tensor:
     """[N,L,WIDTH] float16 of the L tokens of each picture, row by row; every channel has mean 0 and deviation 1."""
-    file = work / f"truth-{len(data)}.pt"
+    file = work / f"crowded-truth-{len(data)}.pt"
     if not file.exists():
         side = data.images.shape[1] // TOKEN
         rows = [known(data.scenes[at : at + PIECE], side) for at in range(0, len(data), PIECE)]

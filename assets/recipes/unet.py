@@ -84,7 +84,7 @@ def hole(seed: int, side: int) -> Tensor:
 
 def holes(work: Path, vae: AutoencoderKL, data: Pool) -> Holes:
     """One hole in each of the pool's pictures, made once and kept on disk."""
-    file = work / f"holes-{len(data)}.pt"
+    file = work / f"crowded-holes-{len(data)}.pt"
     if not file.exists():
         side, masks = data.images.shape[1], []
 
@@ -105,7 +105,7 @@ def train(work: Path, *, minutes: float, scenes: int = 16384, start: Path | None
     """
     data, place = crowded(work, scenes), best_device()
     vae = AutoencoderKL.from_pretrained(work / "vae")
-    z = encoded(work, vae, data, "train").to(place)
+    z = encoded(work, vae, data, "crowded").to(place)
     masks, rest = (part.to(place) for part in holes(work, vae, data))
     grey = encoded_pictures(vae, lambda index: torch.full((len(index), 3, *data.images.shape[1:3]), 0.5), 1)
     grey = grey.to(place).float()

@@ -83,3 +83,37 @@ def test_a_real_process_is_interrupted(tiny):
     assert "sfumato generate --resume run/0000.resume" in err
     assert Checkpoint.load("run/0000.resume").step >= 1
     assert not list(Path("run").glob(".*"))
+
+
+def test_a_run_from_a_picture_goes_on_with_the_same_picture_only(generate, sfumato, interrupt_at):
+    """Resumed: the bytes of the whole run, kept part included; with another picture: refused, and nothing written."""
+    from PIL import Image
+
+    Image.effect_noise((64, 64), 90).convert("RGB").save("photo.png")
+    Image.linear_gradient("L").resize((64, 64)).point(lambda v: 255 * (v > 127)).save("mask.png")
+    options = (
+        "x",
+        "--steps",
+        "6",
+        "--seed",
+        "3",
+        "-i",
+        "photo.png",
+        "--mask",
+        "mask.png",
+        "--strength",
+        "0.8",
+    )
+    assert generate(*options, "-o", "whole.png").code == 0
+    interrupt_at(2)
+    assert generate(*options, "-o", "cut.png").code == 130
+    interrupt_at(-1)
+    Path("photo.png").rename("away.png")
+    Image.new("RGB", (64, 64)).save("photo.png")
+    said = sfumato("generate", "--resume", "cut.resume")
+    assert said.code == 2 and "belongs to other pictures" in said.err
+    assert not Path("cut.png").exists()
+    Path("away.png").replace("photo.png")
+    said = sfumato("generate", "--resume", "cut.resume")
+    assert said.code == 0, said.err
+    assert Path("cut.png").read_bytes() == Path("whole.png").read_bytes()

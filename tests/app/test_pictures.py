@@ -80,6 +80,22 @@ def test_an_inpainting_network_looks_at_both(sfumato, tmp_path: Path) -> None:
     assert abs(pixels("a.png") - np.asarray(make("x", steps=2, seed=1).images[0]).astype(int)).max() <= 1
 
 
+def test_models_say_which_picture_is_missing_and_need_no_strength_to_look(sfumato, tmp_path: Path) -> None:
+    """FLUX Fill needs picture and mask; Kontext looks at a picture and starts from it only at a strength."""
+    fill = tiny_models.flux(tmp_path / "fill", pipeline="FluxFillPipeline", channels=384)
+    ask = ("generate", "x", "--steps", "2", "--seed", "1", "-i", "photo.png", "-o", "a.png", "-m")
+    assert "needs the picture 'mask'; give --mask FILE" in sfumato(*ask, fill).err
+    assert sfumato(*ask, fill, "--mask", "mask.png").code == 0
+    kontext = tiny_models.flux(tmp_path / "kontext", pipeline="FluxKontextPipeline", channels=64)
+    image = torch.from_numpy(pixels("photo.png")).permute(2, 0, 1)[None] / 255
+    for strength, start in (((), None), (("--strength", "0.5"), FromImage(image, 0.5))):
+        said = sfumato(*ask, kontext, *strength)
+        assert said.code == 0, said.err
+        make = TextToImage(open_model(kontext), pictures={"image": image}, start=start)
+        made = np.asarray(make("x", width=SIZE, height=SIZE, steps=2, seed=1).images[0]).astype(int)
+        assert abs(pixels("a.png") - made).max() <= 1
+
+
 def test_another_size_scales_and_cuts(generate) -> None:
     Image.new("RGB", (200, 100), (10, 200, 30)).save("wide.png")
     said = generate("x", "-i", "wide.png", "-o", "a.png")
@@ -124,6 +140,7 @@ def test_a_photo_held_sideways_is_turned(generate) -> None:
         (("-i", "photo.png", "--strength", "0.1"), "less than one"),
         (("-i", "photo.png", "--strength", "2"), "strength"),
         (("--picture", "control=photo.png"), "is no picture that"),
+        (("--picture", "image=photo.png"), "has an option of its own"),
         (("--picture", "photo.png"), "is not NAME=FILE"),
         (("--picture", "a=photo.png", "--picture", "a=mask.png"), "a second time"),
     ],

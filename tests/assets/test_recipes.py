@@ -208,19 +208,14 @@ def test_judged_counts_words_one_by_one() -> None:
 
 @pytest.mark.parametrize("every_task", [False, True])
 def test_a_toy_training_writes_a_model_that_opens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_task: bool
+    toy_work: Path, monkeypatch: pytest.MonkeyPatch, every_task: bool
 ) -> None:
-    torch.manual_seed(0)
-    codec = networks.vae()
-    codec.register_to_config(scaling_factor=1.0, shift_factor=0.0)
-    codec.save_pretrained(tmp_path / "vae")
-    monkeypatch.setattr(builtin, "MODELS", tmp_path / "models")
     monkeypatch.setattr(flow, "BATCH", 2)
     repa, microdit = (Repa(), MicroDit()) if every_task else (None, None)
     folder = builtin.train(
         "still-life",
         minutes=0.01,
-        work=tmp_path,
+        work=toy_work,
         scenes=16,
         every_task=every_task,
         repa=repa,

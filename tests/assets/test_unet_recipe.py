@@ -24,14 +24,9 @@ def test_holes_hide_the_picture(tmp_path: Path) -> None:
         torch.testing.assert_close(made.latents[i].float(), z[0], atol=2e-2, rtol=1e-2)
 
 
-def test_a_toy_unet_draws_and_inpaints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    codec = networks.vae()
-    codec.register_to_config(scaling_factor=1.0, shift_factor=0.0)
-    codec.save_pretrained(tmp_path / "vae")
-    monkeypatch.setattr(builtin, "MODELS", tmp_path / "models")
+def test_a_toy_unet_draws_and_inpaints(toy_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unet, "BATCH", 2)
-    folder = builtin.train("still-life-unet", minutes=0.01, work=tmp_path, scenes=16)
+    folder = builtin.train("still-life-unet", minutes=0.01, work=toy_work, scenes=16)
     from sfumato.pipelines.loading import open_model
     from sfumato.pipelines.text_to_image import TextToImage
 
@@ -39,6 +34,6 @@ def test_a_toy_unet_draws_and_inpaints(tmp_path: Path, monkeypatch: pytest.Monke
     pictures = {"image": torch.rand(1, 3, 128, 128), "mask": torch.ones(1, 1, 128, 128)}
     for make in (TextToImage(model), TextToImage(model, pictures=pictures)):
         assert make("a red cube", steps=1).pixels.shape == (1, 3, 128, 128)
-    shutil.copytree(folder, tmp_path / "models" / "still-life")  # any generator with an autoencoder will do
-    begun = builtin.train("still-life-unet", minutes=0.01, work=tmp_path / "more", scenes=16)
+    shutil.copytree(folder, toy_work / "models" / "still-life")  # any generator with an autoencoder will do
+    begun = builtin.train("still-life-unet", minutes=0.01, work=toy_work / "more", scenes=16)
     assert (begun / "unet").is_dir()

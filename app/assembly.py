@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..pipelines.bridges import open_bridge, with_bridge
 from ..pipelines.guidance.cfg import Cfg
 from ..pipelines.loading import builtin_names, open_model
 from ..pipelines.protocols import Model
@@ -51,6 +52,8 @@ def open_for(request: R) -> tuple[Model, R]:
         device=device,
         parts=locate(parts, field="parts").place if parts else None,
     )
+    if request.bridge:
+        model = with_bridge(model, open_bridge(request.bridge, dtype=getattr(torch, dtype), device=device))
     return model, request.model_copy(update={"device": device, "dtype": dtype})
 
 

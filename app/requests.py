@@ -123,6 +123,12 @@ class SamplingRequest(Request):
         group="advanced",
         flags=("--embedding",),
     )
+    bridge: str | None = field(
+        None,
+        "language model that reads the prompt instead of the model's text encoder: folder of a bridge, or its name",
+        group="advanced",
+        min_length=1,
+    )
     image: str | None = field(
         None,
         "picture to start from; for models that look at one, the picture they look at",

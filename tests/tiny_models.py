@@ -112,6 +112,31 @@ def stable_diffusion(
     return save(folder, pipeline, parts | (replaced or {}))
 
 
+def pixart(folder: Path, pipeline: str) -> Path:
+    """A folder of PixArt alpha or sigma."""
+    from diffusers import AutoencoderKL, DDIMScheduler, PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    parts = {
+        "transformer": PixArtTransformer2DModel(
+            sample_size=128 if pipeline == "PixArtAlphaPipeline" else 8,
+            num_layers=2,
+            patch_size=2,
+            attention_head_dim=12,
+            num_attention_heads=2,
+            caption_channels=32,
+            in_channels=4,
+            cross_attention_dim=24,
+            out_channels=8,
+        ),
+        "vae": vae(AutoencoderKL, channels=4, shift=None),
+        "text_encoder": t5(),
+        "tokenizer": t5_tokenizer(),
+        "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+    }
+    return save(folder, pipeline, parts)
+
+
 def amplify(unet, gain: float) -> None:
     """Scale a UNet's weights where conditions come in and where the answer goes out, so that they matter."""
     loud = (
@@ -245,14 +270,8 @@ def alphabet() -> dict[str, int]:
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
-    names = [
-        *letters,
-        *(letter + "</w>" for letter in letters),
-        "re",
-        "red</w>",
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
+    names = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>"]
+    names += ["<|startoftext|>", "<|endoftext|>"]
     return {name: i for i, name in enumerate(names)}
 
 

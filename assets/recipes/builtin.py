@@ -19,9 +19,11 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
 )
 
+from ...pipelines.bridges import open_bridge, with_bridge
 from ...pipelines.loading import open_model
+from ...pipelines.protocols import Model
 from ...pipelines.text_to_image import TextToImage
-from . import flow, judge, unet, vae
+from . import bridge, flow, judge, unet, vae
 from .captions import tokenizer_for
 from .fitting import best_device
 from .latents import encoded
@@ -80,11 +82,12 @@ def train(
                 start=_start(work, name),
             ),
         ),
+        "still-life-llama": lambda: _bridge(work, minutes, scenes),
     }
     if name not in stages:
         raise ValueError(f"name: {name!r} is no built-in model; choose one of {', '.join(stages)}")
     work.mkdir(parents=True, exist_ok=True)
-    if name in GENERATORS and not (work / "vae").exists():
+    if name in (*GENERATORS, "still-life-llama") and not (work / "vae").exists():
         begin_with_shipped(work)
     return stages[name]()
 
@@ -144,6 +147,16 @@ def _unet(work: Path, scenes: int, trained: unet.Unet) -> Path:
     return _write("still-life-unet", pipeline, work, scenes)
 
 
+def _bridge(work: Path, minutes: float, scenes: int) -> Path:
+    base = MODELS / "still-life-unet"
+    if not base.is_dir():
+        raise ValueError("name: still-life-llama is a bridge to still-life-unet; train that first")
+    folder = bridge.train(work, minutes=minutes, base=base, scenes=scenes)
+    if (MODELS / "judge").exists():
+        report(folder, with_bridge(open_model(base), open_bridge(folder)))
+    return _replace(folder, MODELS / folder.name)
+
+
 def _codec(work: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(work / "vae")
 
@@ -177,13 +190,13 @@ def _write(
     }
     (folder / "sfumato.json").write_text(json.dumps(card, indent=1) + "\n")
     if (MODELS / "judge").exists():
-        report(folder)
+        report(folder, open_model(folder))
     return _replace(folder, MODELS / name)
 
 
-def report(folder: Path) -> dict[str, dict[str, float]]:
-    """Measure a saved generator on held-out captions and reserved pairs; writes report.json and sheet.png beside it."""
-    make = TextToImage(open_model(folder))
+def report(folder: Path, model: Model) -> dict[str, dict[str, float]]:
+    """Measure a generator on held-out captions and reserved pairs; a report and a sheet stand beside its folder."""
+    make = TextToImage(model)
 
     def generate(texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         return make(texts, seed=seeds[0]).pixels

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
 
 TEXT_TOKENS = 48
 """Longest prompt of the built-in models, in tokens with start and end marks."""
 TEXT_WIDTH = 192
 POOLED_WIDTH = 64
+LANGUAGE_WIDTH = 160
+"""Of the language model's states; another than the text encoders', so that a bridge has something to do."""
 
 
 def vae() -> AutoencoderKL:
@@ -79,6 +88,26 @@ def clip(vocab: int, start: int, end: int, *, width: int, layers: int) -> CLIPTe
             bos_token_id=start,
             eos_token_id=end,
             pad_token_id=end,
+        )
+    )
+
+
+def llama(vocab: int, start: int, end: int) -> LlamaForCausalLM:
+    """A language model of 1.9 million weights."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=LANGUAGE_WIDTH,
+            intermediate_size=448,
+            num_hidden_layers=4,
+            num_attention_heads=5,
+            num_key_value_heads=5,
+            max_position_embeddings=2 * TEXT_TOKENS,
+            tie_word_embeddings=True,
+            bos_token_id=start,
+            eos_token_id=end,
+            pad_token_id=end,
+            use_cache=False,
         )
     )
 

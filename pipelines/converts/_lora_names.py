@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from ..errors import BadWeights
 from ..families._parts import BUILD_ERRORS, quiet
 
-PARTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+PARTS = (
+    *("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3"),
+    "language_model",
+)
 READERS = {
     "AuraFlowTransformer2DModel": "AuraFlowLoraLoaderMixin",
     "CogVideoXTransformer3DModel": "CogVideoXLoraLoaderMixin",

@@ -95,14 +95,17 @@ def load_net(home: Path, kind: str, dtype: torch.dtype, device: torch.device) ->
     files, variant = weight_files(home)
     held = sum(math.prod(tensor.shape) for _, tensor in read_headers(files).values())
     cls = getattr(importlib.import_module(library), name)
+    check_counts(config, home)
     with quiet():
         try:
-            _check_size(cls, config, held, home)
+            if library == "transformers":
+                _check_size(cls, config, held, home)
             net, report = _from_pretrained(cls, home, variant, dtype)
         except BadWeights:
             raise
         except BUILD_ERRORS as error:
             reason = " ".join(str(error).split(". ")[0].split())[:300]
+            reason = "which wants more memory than there is" if "alloc_cpu" in reason else reason
             raise BadWeights(
                 f"{home}: the weights do not fit config.json ({reason}); download both again"
             ) from error
@@ -125,17 +128,16 @@ def _from_pretrained(cls: Any, home: Path, variant: str | None, dtype: torch.dty
         return cls.from_pretrained(
             str(home), dtype=dtype, ignore_mismatched_sizes=True, attn_implementation=attention, **common
         )
-    return cls.from_pretrained(str(home), torch_dtype=dtype, **common)
+    return cls.from_pretrained(str(home), torch_dtype=dtype, low_cpu_mem_usage=True, **common)
 
 
 def _check_size(cls: Any, config: Mapping[str, Any], held: int, home: Path) -> None:
-    """Refuse a config far larger than its files before anything of that size is allocated."""
-    check_counts(config, home)
+    """Refuse a config far larger than its files before anything of that size is allocated.
+
+    transformers would fill what the files lack with new weights; diffusers leaves it empty.
+    """
     with torch.device("meta"):
-        if cls.__module__.startswith("transformers"):
-            blank = cls(cls.config_class.from_dict(dict(config)))
-        else:
-            blank = cls.from_config(dict(config))
+        blank = cls(cls.config_class.from_dict(dict(config)))
     needed = sum(weight.numel() for weight in blank.parameters())
     if needed > 2 * held + 1_000_000:
         raise BadWeights(

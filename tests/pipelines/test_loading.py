@@ -116,7 +116,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "huge net": (
         lambda f: edit_json(f / "transformer/config.json", num_layers=60),
-        "wants [0-9,]+ weights|lack",
+        "lack",
+    ),
+    "wide net": (
+        lambda f: edit_json(f / "transformer/config.json", joint_attention_dim=10**4),
+        "do not fit config.json .*10000",
+    ),
+    "endless net": (
+        lambda f: edit_json(f / "transformer/config.json", joint_attention_dim=10**12),
+        "wants more memory than there is",
     ),
     "odd config": (lambda f: edit_json(f / "transformer/config.json", num_attention_heads="x"), "do not fit"),
     "quantised": (

@@ -17,6 +17,9 @@ from .errors import BadWeights
 
 HEADER_LIMIT = 100_000_000
 """Bytes; the format's own limit."""
+SHORT, SHARE = 1 << 20, 20
+"""A header of more bytes than SHORT must be no more than one part in SHARE of its file: what is read from a header may
+take 30 times its bytes, and must not take more than the weights would."""
 
 JSON_LIMIT = 20_000_000
 """Bytes; the largest shard indexes and configs in the wild have a few MB."""
@@ -85,12 +88,21 @@ def _read(file: Path) -> tuple[dict[str, Any], int, int]:
                 raise BadWeights(
                     f"{file}: {_suspicion(head, file)}, header of {length} bytes in a file of {size}"
                 )
+            if length > longest_header(size):
+                raise BadWeights(
+                    f"{file}: its header has {length} of {size} bytes, no weights need so many; download it again"
+                )
             raw = stream.read(length)
     except OSError as error:
         raise BadWeights(
             f"{file}: cannot be read ({error.strerror}); check that it exists and is a file"
         ) from error
     return _parse(raw, file), 8 + length, size
+
+
+def longest_header(size: int) -> int:
+    """Bytes of the longest header that is read in a file of `size` bytes."""
+    return max(SHORT, size // SHARE)
 
 
 def _suspicion(head: bytes, file: Path) -> str:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import pytest
 import torch
 from sfumato.app.builder import build
 from sfumato.app.catalogue import techniques
 from sfumato.app.chosen import Technique
+from sfumato.pipelines.errors import BadInput
 from sfumato.pipelines.guidance.cfg import Cfg
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.noise import SeededNoise
+from sfumato.pipelines.patches.controlnet import ControlNet
+from sfumato.pipelines.patches.flux_controlnet import FluxControlNet
+from sfumato.pipelines.patches.ip_adapter import IPAdapter
+from sfumato.pipelines.patches.sd3_controlnet import Sd3ControlNet
+from sfumato.pipelines.patches.t2i_adapter import T2IAdapter
 from sfumato.pipelines.protocols import Guidance, Model, Patch, Sampler, Schedule
 from sfumato.pipelines.samplers.ddim import Ddim
 from sfumato.pipelines.text_to_image import Images, TextToImage
@@ -103,12 +112,14 @@ def hears(model: Model, floor: float = 1e-3, steps: int = 1) -> None:
 
 
 def every_technique(model: Model, task: str = "image") -> None:
-    """Assert that each sampler, schedule, guidance and wrap that claims the task runs on the model.
+    """Assert that each sampler, schedule, guidance, wrap and patch that claims the task runs on the model.
 
-    Those that need tensors of their own to be made are tested elsewhere. What a technique refuses it must refuse in
-    words, before the first step.
+    Those that need tensors of their own to be made are tested elsewhere, but for patches: one made for another kind of
+    network must say so. What a technique refuses it must refuse in words, before the first step.
     """
-    needed = {"sampler": "sampler", "schedule": "schedule", "guidance": "guidance", "wrap": "wraps"}
+    needed = {
+        "sampler": "sampler", "schedule": "schedule", "guidance": "guidance", "wrap": "wraps", "patch": "patches"
+    }  # fmt: skip
     pictures = {name: torch.rand(1, 1 if name == "mask" else 3, 64, 64) for name in model.needs}
     latents: dict[str, torch.Tensor] = {}
     for kind, place in needed.items():
@@ -116,7 +127,7 @@ def every_technique(model: Model, task: str = "image") -> None:
             if task not in entry.tasks or any(setting.default is ... for setting in entry.settings):
                 continue
             technique = build(Technique(id=id))
-            chosen = {place: (technique,) if kind == "wrap" else technique}
+            chosen = {place: (technique,) if kind in ("wrap", "patch") else technique}
             steps = 4 if id == "custom" else 2  # the steps of its default list
             make = TextToImage(model, **({"guidance": Cfg(2.0), "pictures": pictures} | chosen))
             try:
@@ -125,5 +136,61 @@ def every_technique(model: Model, task: str = "image") -> None:
                 ).latents
             except ValueError as refused:
                 assert id in str(refused) or entry.name in str(refused), f"{id}: {refused}"
+    for id, patch in foreign(model.denoise.net).items():
+        make = TextToImage(model, patches=(patch,), pictures=pictures)
+        with pytest.raises(
+            BadInput, match=f"{id} acts in a .*, and this model has a {type(model.denoise.net).__name__}"
+        ):
+            make(PROMPT, width=64, height=64, steps=2, seed=7)
     assert len(latents) > 15
     assert all(bool(torch.isfinite(x).all()) for x in latents.values()), latents
+
+
+def foreign(net: Any) -> dict[str, Patch]:
+    """By their ids the patches with an adapter that was made for another kind of network than this one."""
+    kinds: dict[type, Callable[[], dict[str, Patch]]] = {
+        diffusers.UNet2DConditionModel: _for_unets,
+        diffusers.FluxTransformer2DModel: _for_flux,
+        diffusers.SD3Transformer2DModel: _for_sd3,
+    }
+    found: dict[str, Patch] = {}
+    for kind, make in kinds.items():
+        if not isinstance(net, kind):
+            found |= make()
+    return found
+
+
+@cache
+def _for_unets() -> dict[str, Patch]:
+    image = torch.rand(1, 3, 64, 64)
+    shape = {
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 24,
+    }
+    blocks = ("CrossAttnDownBlock2D", "DownBlock2D")
+    control = diffusers.ControlNetModel(down_block_types=blocks, **shape)
+    sketch = diffusers.T2IAdapter(channels=[16, 32], num_res_blocks=1, downscale_factor=8)
+    weights = {"image_proj": {"proj.weight": torch.zeros(96, 12)}, "ip_adapter": {}}
+    return {
+        "controlnet": ControlNet(control, image),
+        "t2i-adapter": T2IAdapter(sketch, image),
+        "ip-adapter": IPAdapter(weights),
+    }
+
+
+@cache
+def _for_flux() -> dict[str, Patch]:
+    shape = {"in_channels": 64, "num_layers": 1, "num_single_layers": 0, "attention_head_dim": 16}
+    shape |= {"num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 24}
+    control = diffusers.FluxControlNetModel(axes_dims_rope=(4, 6, 6), **shape)
+    return {"flux-controlnet": FluxControlNet(control, torch.zeros(1, 16, 8, 8))}
+
+
+@cache
+def _for_sd3() -> dict[str, Patch]:
+    shape = {"sample_size": 8, "num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+    shape |= {"joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 56}
+    control = diffusers.SD3ControlNetModel(pos_embed_max_size=16, **shape)
+    return {"sd3-controlnet": Sd3ControlNet(control, torch.zeros(1, 16, 8, 8))}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import BadWeights
-from ..weights import Tensor
+from ..weights import Tensor, longest_header
 
 HEADER_LIMIT = 32_000_000
 """Bytes; headers of diffusion models have a few hundred KB, those with a large vocabulary some MB."""
@@ -60,7 +60,7 @@ class _Cursor:
 
     def __init__(self, stream: BinaryIO, size: int, file: Path) -> None:
         self.stream, self.file, self.size = stream, file, size
-        self.left = min(size, HEADER_LIMIT)
+        self.left = min(size, HEADER_LIMIT, longest_header(size))
         self.at = 0
 
     def fail(self, what: str) -> BadWeights:
@@ -104,8 +104,11 @@ class _Cursor:
         """The values of a short array, the length of a long one. Arrays in arrays do not occur."""
         if kind == STRING:
             length = self.count("strings in an array")
-            texts = [self.text() for _ in range(length)]
-            return texts if length <= KEPT else length
+            if length <= KEPT:
+                return [self.text() for _ in range(length)]
+            for _ in range(length):
+                self.text()
+            return length
         if kind not in NUMBERS:
             raise self.fail(f"an array has the unknown type {kind}")
         length, width = int(self.number("<Q")), struct.calcsize(NUMBERS[kind])

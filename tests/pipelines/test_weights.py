@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import tracemalloc
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sfumato.pipelines.errors import BadWeights
-from sfumato.pipelines.weights import read_header, tensor_hash, weight_files
+from sfumato.pipelines.weights import SHARE, SHORT, read_header, tensor_hash, weight_files
 
 
 def write(file: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -170,6 +171,41 @@ def test_fuzz_flipped_bytes(tmp_path_factory: pytest.TempPathFactory, flips: lis
     except BadWeights:
         return
     assert names == set(load_file(file))
+
+
+ENTRY = b'{"dtype":"F16","shape":[0],"data_offsets":[0,0]}'
+BULKY = {
+    "empty tensors": b",".join(b'"%d":%s' % (i, ENTRY) for i in range(15000)),
+    "dictionaries": b'"a":[' + b'{"a":0},' * 100_000 + b"1]",
+    "lists": b'"a":[' + b"[]," * 250_000 + b"1]",
+    "numbers": b'"a":[' + b"1.5," * 200_000 + b"1]",
+    "nested": b'"a":' + b"[" * 400_000 + b"]" * 400_000,
+}
+
+
+@pytest.mark.parametrize("case", BULKY)
+@pytest.mark.parametrize("padded", [False, True], ids=["alone", "before weights"])
+def test_memory_stays_below_twice_the_file(tmp_path: Path, case: str, padded: bool) -> None:
+    """Headers that grow most when they are read: the longest that is read alone, and the longest before weights."""
+    raw, file = b"{" + BULKY[case] + b"}", tmp_path / "x.safetensors"
+    assert SHORT // 2 < len(raw) < SHORT
+    if padded:  # all the same, more often
+        raw = b'{"0":[' + b",".join([raw] * 4) + b"]}"
+    with file.open("wb") as stream:
+        stream.write(len(raw).to_bytes(8, "little") + raw)
+        stream.truncate(SHARE * len(raw) if padded else stream.tell())
+    tracemalloc.start()
+    with contextlib.suppress(BadWeights):
+        read_header(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (2 * file.stat().st_size if padded else 40 * SHORT)
+
+
+def test_a_file_that_is_all_header(tmp_path: Path) -> None:
+    write(tmp_path / "x.safetensors", b'{"a":"' + b"x" * (2 * SHORT) + b'"}', b"", 2 * SHORT + 8)
+    with pytest.raises(BadWeights, match="no weights need so many"):
+        read_header(tmp_path / "x.safetensors")
 
 
 def test_hash_sees_tensors_only(good: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..errors import BadInput
 from ._lora_files import Pair
 
 
@@ -27,7 +28,7 @@ def put_on(net: nn.Module, name: str, pairs: Mapping[str, Pair]) -> None:
     """Add an adapter at weight 1, in the network's own precision. `name` holds no dot."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
-    like = next(net.parameters())
+    like = next(weight for weight in net.parameters() if weight.is_floating_point())
     state = {}
     for module, pair in pairs.items():
         state[f"{module}.lora_A.weight"] = pair.down.to(like).contiguous()
@@ -81,11 +82,14 @@ def take_off(net: nn.Module, names: Iterable[str]) -> None:
 def merge(net: nn.Module, weights: Mapping[str, float]) -> list[Merged]:
     """The adapters added into the weights, and peft's layers gone. What comes back undoes it bit for bit."""
     weigh(net, weights)
+    layers = [layer for layer in _layers(net) if not layer.disable_adapters]
+    if not all(layer.get_base_layer().weight.is_floating_point() for layer in layers):
+        raise BadInput("loras", "loras: this model's weights are packed; weigh them instead of merging")
     changed = []
     with torch.no_grad():
-        for layer in _layers(net):
+        for layer in layers:
             acting = [name for name in layer.active_adapters if name in layer.lora_A]
-            if layer.disable_adapters or not acting:
+            if not acting:
                 continue
             base = layer.get_base_layer()
             changed.append(Merged(base, base.weight))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,29 +189,31 @@ def _saved_scale(config: Mapping[str, Any], part: str, module: str, rank: int, f
 
 def _fitted(pair: Pair, module: nn.Module, name: str, file: Path, made_for: str) -> Pair:
     """The factors in the shape of the module's own weight."""
-    weight = next((tensor for key, tensor in _weights(module) if key == "weight"), None)
+    shape = _shape(module)
     down, up = pair.down.flatten(1), pair.up.flatten(1)
     if (
-        weight is None
-        or (len(up), down.shape[1]) != (len(weight), weight[0].numel())
+        shape is None
+        or (len(up), down.shape[1]) != (shape[0], math.prod(shape[1:]))
         or up.shape[1] != len(down)
     ):
-        shape = None if weight is None else list(weight.shape)
         raise BadWeights(
             f"{file}: {_origin(made_for)}; it has {list(up.shape)} @ {list(down.shape)} for {name}, "
-            f"this model's weight is {shape}"
+            f"this model's weight is {None if shape is None else list(shape)}"
         )
-    if pair.magnitude is not None and pair.magnitude.numel() != len(weight):
-        raise BadWeights(f"{file}: {name} has {pair.magnitude.numel()} norms for {len(weight)} rows")
+    if pair.magnitude is not None and pair.magnitude.numel() != shape[0]:
+        raise BadWeights(f"{file}: {name} has {pair.magnitude.numel()} norms for {shape[0]} rows")
     if not bool(torch.isfinite(down).all()) or not bool(torch.isfinite(up).all()):
         raise BadWeights(f"{file}: {name} holds NaN or infinity; download it again")
-    ones = [1] * (weight.ndim - 2)
-    return Pair(down.reshape(-1, *weight.shape[1:]), up.reshape(*up.shape, *ones), pair.magnitude)
+    ones = [1] * (len(shape) - 2)
+    return Pair(down.reshape(-1, *shape[1:]), up.reshape(*up.shape, *ones), pair.magnitude)
 
 
-def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters of the module under an adapter, should it have one already."""
+def _shape(module: nn.Module) -> tuple[int, ...] | None:
+    """Of the weight of the module under an adapter, should it have one already; packed weights say their own."""
     base = module
     while "base_layer" in dict(base.named_children()):
         base = base.get_submodule("base_layer")
-    yield from base.named_parameters(recurse=False)
+    if isinstance(base, nn.Linear):
+        return base.out_features, base.in_features
+    weight = dict(base.named_parameters(recurse=False)).get("weight")
+    return None if weight is None else tuple(weight.shape)

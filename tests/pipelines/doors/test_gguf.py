@@ -14,10 +14,13 @@ import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from sfumato.pipelines.doors.gguf_header import BLOCKS, HEADER_LIMIT, read_gguf
 from sfumato.pipelines.errors import BadInput, BadWeights
 from sfumato.pipelines.guidance.cfg import Cfg
 from sfumato.pipelines.loading import open_model
+from sfumato.pipelines.loras import Loras
+from sfumato.pipelines.protocols import Model
 from sfumato.pipelines.text_to_image import TextToImage
 from sfumato.pipelines.weights import tensor_hash
 
@@ -227,3 +230,34 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"need the gguf package; install it: pip install 'sfumato\[gguf\]'"):
         open_model(file, parts=folder)
+
+
+@pytest.mark.skipif(not GGUF, reason="the gguf package is not installed")
+def test_loras_act_on_packed_weights(tmp_path: Path) -> None:
+    folder = tiny_models.flux(tmp_path / "flux", guidance_embeds=True)
+    file = as_gguf(original.flux(original.weights(folder, "transformer")), tmp_path / "tiny.gguf")
+    torch.manual_seed(2)
+    factors = {}
+    for name in ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp"):
+        out, into = original.weights(folder, "transformer")[f"{name}.weight"].shape
+        factors[f"transformer.{name}.lora_A.weight"] = torch.randn(4, into)
+        factors[f"transformer.{name}.lora_B.weight"] = torch.randn(out, 4)
+    save_file(factors, tmp_path / "lora.safetensors")
+    plain, quantised = open_model(folder), open_model(file, parts=folder)
+    before = latents_of(quantised)
+    loras = Loras(quantised), Loras(plain)
+    for lora in loras:
+        lora.add("a", tmp_path / "lora.safetensors")
+        lora.weigh({"a": 0.7})
+    ours, theirs = latents_of(quantised), latents_of(plain)
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.03
+    assert float((ours - before).norm() / before.norm()) > 0.1
+    with pytest.raises(BadInput, match="packed; weigh them"):
+        loras[0].merge({"a": 0.7})
+    loras[0].remove("a")
+    assert torch.equal(latents_of(quantised), before)
+
+
+def latents_of(model: Model) -> torch.Tensor:
+    make = TextToImage(model, guidance=Cfg(1.0))
+    return make("a red cube", width=64, height=64, steps=2, seed=7).latents

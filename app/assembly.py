@@ -17,6 +17,7 @@ from ..pipelines.text_to_image import TextToImage
 from .builder import build, find
 from .chosen import Technique
 from .faults import refuse
+from .pictures import own_size
 from .registry import locate
 from .requests import SamplingRequest
 
@@ -60,9 +61,12 @@ def open_for(request: R) -> tuple[Model, R]:
 def resolve(request: R, model: Model) -> R:
     """Nothing left open but a schedule that is the model's own. The seed is drawn here if none was given."""
     own = model.defaults
+    size = (own.width, own.height)
+    if request.width is None and request.height is None:
+        size = own_size(request, model)
     chosen = {
-        "width": own.width if request.width is None else request.width,
-        "height": own.height if request.height is None else request.height,
+        "width": size[0] if request.width is None else request.width,
+        "height": size[1] if request.height is None else request.height,
         "steps": own.steps if request.steps is None else request.steps,
         "seed": secrets.randbelow(FOR_RANDOM) if request.seed is None else request.seed,
         "sampler": canonical(request.sampler or Technique(id=own.sampler), "sampler", "sampler"),

@@ -24,7 +24,7 @@ from .interruption import Interrupted, asked_to_stop, read_resume, resume_path
 from .loras import Adapters, put_on
 from .metadata import check_metadata_fits, make_record, model_hash, save_image
 from .output import check_output, image_paths, write_text, write_whole
-from .pictures import framed, show
+from .pictures import framed, show, size_note
 from .requests import GenerateRequest
 from .words import Words, words_of
 
@@ -72,8 +72,9 @@ class Run:
         return record | {"resolved": words.plain(), "tagged": words.tagged} | self.adapters.record(words)
 
     def notes(self, index: int) -> tuple[str, ...]:
-        """What the user should know about an image's prompts and LoRAs."""
-        return (*remarks(self.words[index], self.model), *self.adapters.notes)
+        """What the user should know about an image's prompts, LoRAs and size."""
+        size = size_note(self.request)
+        return (*remarks(self.words[index], self.model), *self.adapters.notes, *((size,) if size else ()))
 
     def alike(self, first: int) -> int:
         """How many images from `first` on make a batch: those of its window under the same LoRAs."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..pipelines.from_image import FromImage
 from ..pipelines.protocols import Model
+from ..pipelines.sizes import nearest_side
 from ..pipelines.text_to_image import TextToImage
 from .faults import refuse
 from .metadata import open_image
@@ -27,6 +28,7 @@ from .requests import SamplingRequest
 R = TypeVar("R", bound=SamplingRequest)
 
 STRENGTH = 0.6
+LARGE = 4
 
 
 class Shown(NamedTuple):
@@ -38,19 +40,43 @@ class Shown(NamedTuple):
 
 
 def framed(request: R) -> R:
-    """The request with its pictures' full paths, and with the size of --image where none was asked for."""
+    """The request with its pictures' full paths; what can't be opened is refused."""
     for name, value in (("mask", request.mask), ("strength", request.strength)):
         if value is not None and request.image is None:
             raise refuse(name, value, "needs a picture to start from; give --image too")
     found: dict[str, Any] = {"pictures": tuple("=".join(pair) for pair in named(request).items())}
     if request.image is not None:
         found |= {"image": _absolute(request.image)}
-        width, height = _upright(found["image"], "image").size
-        if request.width is None and request.height is None:
-            found |= {"width": width, "height": height}
+        _upright(found["image"], "image")
     if request.mask is not None:
         found |= {"mask": _absolute(request.mask)}
     return request.model_copy(update=found)
+
+
+def own_size(request: SamplingRequest, model: Model) -> tuple[int, int]:
+    """Width and height where neither was asked for: the model's own, or those of --image as near as the model can.
+
+    A picture of more than LARGE times the model's own pixels is made with as many as the model's own.
+    """
+    own = model.defaults
+    if request.image is None:
+        return own.width, own.height
+    width, height = _upright(request.image, "image").size
+    pixels = own.width * own.height
+    scale = (pixels / (width * height)) ** 0.5 if width * height > LARGE * pixels else 1.0
+    return nearest_side(width * scale, model.limits), nearest_side(height * scale, model.limits)
+
+
+def size_note(request: SamplingRequest) -> str | None:
+    """What the user should know where the result has not the size of --image."""
+    if request.image is None:
+        return None
+    width, height = _upright(request.image, "image").size
+    if (width, height) == (request.width, request.height):
+        return None
+    return (
+        f"image: {width}x{height} pixels, made {request.width}x{request.height}; --size asks for another size"
+    )
 
 
 def named(request: SamplingRequest) -> dict[str, str]:

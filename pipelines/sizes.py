@@ -16,6 +16,11 @@ def check_size(width: int, height: int, limits: Limits) -> None:
             raise BadInput(field, f"{field} = {value} must be {rule}; nearest: {' or '.join(map(str, near))}")
 
 
+def nearest_side(value: float, limits: Limits) -> int:
+    """The width or height in pixels nearest to `value` that a model takes."""
+    return min(_nearest(round(value), limits), key=lambda side: abs(side - value))
+
+
 def _nearest(value: int, limits: Limits) -> list[int]:
     m = limits.multiple
     least, most = -(-limits.smallest // m) * m, limits.largest // m * m

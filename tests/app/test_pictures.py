@@ -152,3 +152,13 @@ def test_refusals(generate, arguments, message) -> None:
     assert said.code == 2, said
     assert message in said.err, said.err
     assert not list(Path().rglob("a.png"))
+
+
+def test_a_photo_of_any_size(generate, sfumato, tiny) -> None:
+    """Sides become multiples that the model takes; far more pixels than the model's own become as many as those."""
+    for size, made in {(70, 61): (72, 64), (400, 200): (88, 48), (128, 125): (128, 128)}.items():
+        Image.new("RGB", size, "teal").save("own.png")
+        said = sfumato("generate", "x", "-m", tiny, "--steps", "2", "-i", "own.png", "-o", "a.png")
+        assert said.code == 0 and Image.open("a.png").size == made
+        assert f"image: {size[0]}x{size[1]} pixels, made {made[0]}x{made[1]}; --size" in said.err
+    assert "--size asks" not in generate("x", "-i", "photo.png", "-o", "b.png").err

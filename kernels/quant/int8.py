@@ -1,0 +1,165 @@
+"""Linear layers and convolutions in 8 bits on processors, through oneDNN's kernels in torch.
+
+Weights are symmetric with one scale per output channel, activations are unsigned with one scale and zero point per
+call: measured anew each time, or given. oneDNN sums in 32 bits and gives float32, so the error is that of rounding
+alone. The operators are torch's own but internal: `available` tries them once against the reference, and whoever needs
+them says what is lost without.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LEVELS = 255
+TOLERANCE = 1e-3
+"""Relative; both sides hold the same integers and differ in the order of float32 sums."""
+
+
+class Scale(NamedTuple):
+    """real = scale * (stored - zero), stored in 0..255."""
+
+    scale: float
+    zero: int
+
+
+class Weight(NamedTuple):
+    """real [O,...] = scale [O] * stored int8 [O,...]."""
+
+    stored: Tensor
+    scale: Tensor
+
+
+class Geometry(NamedTuple):
+    """Of a convolution."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+def weight_of(weight: Tensor) -> Weight:
+    """Rounded to -127..127 with one scale per output channel; a channel of zeros has the scale 1."""
+    flat = weight.detach().float().flatten(1)
+    scale = flat.abs().amax(1) / 127
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    stored = (flat / scale[:, None]).round().to(torch.int8)
+    return Weight(stored.view(weight.shape), scale)
+
+
+def scale_of(low: float, high: float) -> Scale:
+    """The finest scale whose range holds low..high and 0, which padding needs exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high == low:
+        return Scale(1.0, 0)
+    scale = (high - low) / LEVELS
+    return Scale(scale, min(max(round(-low / scale), 0), LEVELS))
+
+
+def measured(x: Tensor) -> Scale:
+    """The scale of this very tensor. Reads two numbers of it."""
+    low, high = torch.aminmax(x)
+    return scale_of(float(low), float(high))
+
+
+def quantised(x: Tensor, scale: Scale) -> Tensor:
+    """x as uint8, in its own memory format."""
+    return torch.quantize_per_tensor(x, scale.scale, scale.zero, torch.quint8).int_repr()
+
+
+class PackedLinear:
+    """A weight [O,I] and bias [O] in oneDNN's order."""
+
+    def __init__(self, weight: Weight, bias: Tensor | None) -> None:
+        self.scale, self.zero = weight.scale, torch.zeros(len(weight.scale), dtype=torch.int64)
+        self.packed = torch.ops.onednn.qlinear_prepack(weight.stored, None)
+        self.bias = bias
+
+    def __call__(self, x: Tensor, scale: Scale | None = None) -> Tensor:
+        """x [...,I] float32 -> [...,O] float32."""
+        scale = scale or measured(x)
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(quantised(x, scale), scale.scale, scale.zero),
+            *(self.packed, self.scale, self.zero, self.bias),
+            *(1.0, 0, torch.float32),
+            *("none", [], ""),
+        )
+        return out
+
+
+class PackedConv:
+    """A weight [O,I/groups,kh,kw] and bias [O] in oneDNN's order."""
+
+    def __init__(self, weight: Weight, bias: Tensor | None, geometry: Geometry) -> None:
+        self.scale, self.zero = weight.scale, torch.zeros(len(weight.scale), dtype=torch.int64)
+        self.bias, self.geometry = bias, geometry
+        stride, padding, dilation, groups = geometry
+        self.packed = torch.ops.onednn.qconv_prepack(
+            weight.stored, self.scale, 1.0, 0, stride, padding, dilation, groups, None
+        )
+
+    def __call__(self, x: Tensor, scale: Scale | None = None) -> Tensor:
+        """x [B,I,H,W] float32 -> [B,O,h,w] float32, channels last."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        scale = scale or measured(x)
+        stride, padding, dilation, groups = self.geometry
+        out: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            *(quantised(x, scale), scale.scale, scale.zero),
+            *(self.packed, self.scale, self.zero, self.bias),
+            *(stride, padding, dilation, groups),
+            *(1.0, 0, torch.float32),
+            *("none", [], ""),
+        )
+        return out
+
+
+def rounded(x: Tensor, scale: Scale | None = None) -> Tensor:
+    """Reference: x as float32 after a round through 8 bits."""
+    scale = scale or measured(x)
+    stored = (x / scale.scale + scale.zero).round().clamp(0, LEVELS)
+    return (stored - scale.zero) * scale.scale
+
+
+def restored(weight: Weight) -> Tensor:
+    """Reference: the weight as float32."""
+    return weight.stored.float() * weight.scale.view(-1, *[1] * (weight.stored.ndim - 1))
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None, scale: Scale | None = None) -> Tensor:
+    """Reference of `PackedLinear`."""
+    return F.linear(rounded(x, scale), restored(weight), bias)
+
+
+def conv(
+    x: Tensor, weight: Weight, bias: Tensor | None, geometry: Geometry, scale: Scale | None = None
+) -> Tensor:
+    """Reference of `PackedConv`."""
+    return F.conv2d(rounded(x, scale), restored(weight), bias, *geometry)
+
+
+@cache
+def available() -> str | None:
+    """None where torch has the operators and they compute what the reference does; else what is wrong."""
+    x, w, b = (
+        torch.linspace(-1, 2, 192).view(1, 3, 8, 8),
+        torch.linspace(-1, 1, 108).view(4, 3, 3, 3),
+        torch.ones(4),
+    )
+    geometry, weight, flat = Geometry((1, 1), (1, 1), (1, 1), 1), weight_of(w), weight_of(w.flatten(1))
+    rows = x.view(-1, 3)[:27].reshape(3, 27)
+    try:
+        pairs = (
+            (PackedConv(weight, b, geometry)(x), conv(x, weight, b, geometry)),
+            (PackedLinear(flat, b)(rows), linear(rows, flat, b)),
+        )
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"torch {torch.__version__} has no 8-bit kernels for this processor ({str(error)[:120]})"
+    for ours, wanted in pairs:
+        if not torch.allclose(ours, wanted, rtol=TOLERANCE, atol=TOLERANCE * float(wanted.abs().max())):
+            return f"torch {torch.__version__} computes otherwise in 8 bits than its reference"
+    return None

@@ -1,0 +1,1 @@
+"""Attention: softmax(scale q k^T) v in several forms, each beside the dense reference."""

@@ -1,0 +1,75 @@
+"""Attention whose two products are in 8 bits, on processors with AVX-512 VNNI.
+
+After SageAttention (arXiv:2410.02367): keys lose their mean over the tokens, which softmax does not see; queries have a
+scale per row, values per channel, keys per head. The weights of each 256 keys are rounded to 0..255 of the greatest
+among them. For no mask, in float32; a batch is its singles, bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from ..native.library import library
+
+KEYS = 256
+"""Keys whose weights share a scale."""
+MOST_FEATURES = 256
+
+
+def available() -> str | None:
+    """None where the kernel runs; else what is lacking."""
+    return library().lacking or None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """q [B,H,L,D], k and v [B,H,S,D] float32 on a processor -> [B,H,L,D], whose memory is that of [B,L,H,D]."""
+    functions = library().functions
+    assert functions is not None, library().lacking
+    batch, heads, queries, features = q.shape
+    if not 0 < features <= MOST_FEATURES or {q.dtype, k.dtype, v.dtype} != {torch.float32}:
+        raise ValueError(f"q must be float32 with 1..{MOST_FEATURES} features, got {q.dtype} with {features}")
+    if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != features or not k.shape[2]:
+        raise ValueError(
+            f"k and v must be [{batch},{heads},S,{features}], got {list(k.shape)}, {list(v.shape)}"
+        )
+    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
+    out = torch.empty(batch, queries, heads, features).transpose(1, 2)
+    strides = (ctypes.c_int64 * 12)(*(t.stride(axis) for t in (q, k, v, out) for axis in (0, 1, 2)))
+    failed = functions.sfumato_attention_int8(
+        *(ctypes.c_void_p(t.data_ptr()) for t in (q, k, v, out)),
+        strides,
+        *(batch, heads, queries, k.shape[2], features),
+        ctypes.c_float(1 / math.sqrt(features) if scale is None else scale),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError(f"attention over {k.shape[2]} tokens found no memory for its packed keys")
+    return out
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """The same roundings in plain torch, in float64."""
+    q, k, v = (t.double() for t in (q, k, v))
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    k = k - k.mean(2, keepdim=True)
+    q_step = _step(q.abs().amax(3, keepdim=True))
+    k_step = _step(k.abs().amax((2, 3), keepdim=True))
+    v_step = _step(v.abs().amax(2, keepdim=True))
+    scores = (q / q_step).round() @ (k / k_step).round().mT * (q_step * k_step * scale)
+    top = scores.amax(3, keepdim=True)
+    out, total = torch.zeros_like(q), torch.zeros_like(top)
+    for s, u in zip(scores.split(KEYS, 3), (v / v_step).round().split(KEYS, 2), strict=True):
+        own = s.amax(3, keepdim=True)
+        weights = ((s - own).exp() * 255).round()
+        now = (own - top).exp()
+        out, total = out + weights @ u * now, total + weights.sum(3, keepdim=True) * now
+    return (out / total * v_step).float()
+
+
+def _step(most: Tensor) -> Tensor:
+    """The size of one of 127 steps; 1 where all is zero."""
+    return torch.where(most > 0, most / 127, torch.ones_like(most))

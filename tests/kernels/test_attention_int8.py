@@ -1,0 +1,91 @@
+"""Attention in 8 bits: the kernel against its reference, the reference against exact attention."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from sfumato.kernels.attention import int8
+from sfumato.kernels.native.library import library
+from torch.nn.functional import scaled_dot_product_attention as exact
+
+needs_kernel = pytest.mark.skipif(int8.available() is not None, reason=str(int8.available()))
+
+
+def made(q: tuple[int, ...], tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    k = (*q[:2], tokens, q[3])
+    return torch.randn(q, generator=rng), torch.randn(k, generator=rng) + 1, torch.randn(k, generator=rng)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@needs_kernel
+@pytest.mark.parametrize("tokens", [1, 5, 77, 256, 257, 700])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 3, 9, 40), (1, 2, 64, 64), (1, 1, 130, 80), (1, 2, 17, 128)]
+)
+def test_kernel_is_reference(shape: tuple[int, ...], tokens: int) -> None:
+    """Up to weights that lie between two of 255 steps, and the kernel's 2^x."""
+    q, k, v = made(shape, tokens)
+    assert relative(int8.attend(q, k, v), int8.reference(q, k, v)) < 4e-3
+    assert relative(int8.attend(q, k, v, 0.3), int8.reference(q, k, v, 0.3)) < 4e-3
+
+
+@needs_kernel
+def test_views_and_batches() -> None:
+    flat = torch.randn(2, 300, 3 * 4 * 40)
+    q, k, v = (part.view(2, 300, 4, 40).transpose(1, 2) for part in flat.chunk(3, 2))
+    both = int8.attend(q, k, v)
+    assert torch.equal(both, int8.attend(q.contiguous(), k.contiguous(), v.contiguous()))
+    for i in range(2):
+        assert torch.equal(int8.attend(q[i : i + 1], k[i : i + 1], v[i : i + 1]), both[i : i + 1])
+    spread = torch.randn(1, 2, 40, 50).transpose(2, 3)  # features apart in memory
+    assert relative(int8.attend(spread, spread, spread), int8.reference(spread, spread, spread)) < 4e-3
+    assert both.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("tokens", [64, 1024])
+def test_reference_is_near_attention(tokens: int) -> None:
+    q, k, v = made((1, 2, 128, 64), tokens)
+    assert relative(int8.reference(q, k, v), exact(q, k, v)) < 0.05
+    sharp = relative(int8.reference(8 * q, k, v), exact(8 * q, k, v))
+    assert sharp < 0.05
+
+
+def test_the_mean_of_the_keys_costs_nothing() -> None:
+    q, k, v = made((1, 1, 64, 32), 200)
+    torch.testing.assert_close(int8.reference(q, k + 100, v), int8.reference(q, k, v), rtol=1e-3, atol=1e-3)
+
+
+@needs_kernel
+def test_extremes() -> None:
+    zeros = torch.zeros(1, 1, 20, 16)
+    assert torch.equal(int8.attend(zeros, zeros, zeros), zeros)
+    one = torch.randn(1, 1, 1, 16)
+    torch.testing.assert_close(int8.attend(one, one, one), one, atol=0.02, rtol=0.02)
+    q, k, v = made((1, 1, 40, 16), 600)
+    loud = int8.attend(q * 1e4, k * 1e4, v)
+    assert bool(loud.isfinite().all()) and float(loud.abs().max()) <= float(v.abs().max()) * 1.01
+    for bad in (
+        (q.double(), k.double(), v.double()),
+        (q, k[..., :8], v[..., :8]),
+        (q, k[:, :, :0], v[:, :, :0]),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            int8.attend(*bad)
+
+
+def test_a_machine_without_a_compiler_says_so() -> None:
+    code = "from sfumato.kernels.native.library import library; print(library().lacking)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": "/nowhere"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "need a" in done.stdout or "are for Linux" in done.stdout
+
+
+def test_the_library_is_loaded_once() -> None:
+    assert library() is library()

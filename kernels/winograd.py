@@ -9,7 +9,7 @@ of rounding, in float32 to about 4e-6 of the result.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 BLOCK = 4_000_000
@@ -76,3 +76,22 @@ def conv3x3(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         image = image + bias
     return image.permute(0, 3, 1, 2)
+
+
+class WinogradConv2d(nn.Module):
+    """In place of a convolution that `fits`."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        self.matrices = nn.Parameter(prepared(layer.weight), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv3x3(x, self.matrices, self.bias)
+
+
+def fits(layer: nn.Conv2d) -> bool:
+    """3 x 3, stride 1, padded by one with zeros, in one group."""
+    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")

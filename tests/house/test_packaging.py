@@ -20,7 +20,7 @@ from packaging.version import Version
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml"}
 """Import name -> name to install, where they differ."""
-DATA = ("assets/models", "pipelines/doors/configs", "py.typed")
+DATA = ("assets/models", "pipelines/doors/configs", "kernels/native/attention.cpp", "py.typed")
 """What the wheel carries beside code."""
 
 

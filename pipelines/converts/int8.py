@@ -1,0 +1,51 @@
+"""int8: linear layers and convolutions in 8 bits on a processor, with scales measured at each call.
+
+Paper: arXiv:1712.05877 (Jacob et al.), section 2, with weights per channel and symmetric (arXiv:1806.08342, section 3)
+Shapes: any linear layer or 2D convolution of a network in float32 on a processor
+Units and ranges: smallest 0 and up, weights of a layer
+Cost: one pass over each layer's input; memory of the layers falls to a quarter
+Neutral: smallest above every layer
+Errors: ValueError where torch or the processor has no 8-bit products, or the network is elsewhere or not in float32
+Differs: activations are measured at each call instead of beforehand, so nothing has to be calibrated
+Tasks: image, video
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ...kernels.quant.int8 import available
+from ...kernels.quant.layers import int8
+from ._layers import replaced
+
+
+@dataclass(frozen=True)
+class Int8:
+    slot: ClassVar[str] = "weights"
+
+    smallest: int = 4096
+    """Weights that a layer must have; smaller ones stay as they are, 0 and up."""
+    skip: tuple[str, ...] = (
+        *("conv_in", "conv_out", "proj_out", "norm_out*", "*pos_embed*", "*embedder*", "*embedding*"),
+        *("*time_emb*", "*adaln*", "*norm*.linear"),
+    )
+    """Names of layers that stay as they are, with * for anything: where a network begins, ends and hears the time."""
+
+    def __post_init__(self) -> None:
+        if self.smallest < 0:
+            raise ValueError(f"smallest must be 0 or more, got {self.smallest}")
+
+    def __call__(self, net: nn.Module) -> nn.Module:
+        lacking = available()
+        if lacking:
+            raise ValueError(f"int8: {lacking}; leave it out")
+        like = next(net.parameters())
+        if like.device.type != "cpu" or like.dtype != torch.float32:
+            raise ValueError(
+                f"int8 is for networks in float32 on a processor, this one is {like.dtype} on {like.device}"
+            )
+        return replaced(net, int8, skip=self.skip, smallest=self.smallest)

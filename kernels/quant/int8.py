@@ -1,9 +1,9 @@
 """Linear layers and convolutions in 8 bits on processors, through oneDNN's kernels in torch.
 
-Weights are symmetric with one scale per output channel, activations are unsigned with one scale and zero point per
-call: measured anew each time, or given. oneDNN sums in 32 bits and gives float32, so the error is that of rounding
-alone. The operators are torch's own but internal: `available` tries them once against the reference, and whoever needs
-them says what is lost without.
+Weights are symmetric with one scale per output channel. Activations are unsigned with a scale and zero point per
+picture of the batch, measured at each call, or one that is given; so a picture comes out the same in any batch. oneDNN
+sums in 32 bits and gives float32, so the error is that of rounding alone. The operators are torch's own but internal:
+`available` tries them once against the reference, and whoever needs them says what is lost without.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class PackedLinear:
         self.bias = bias
 
     def __call__(self, x: Tensor, scale: Scale | None = None) -> Tensor:
-        """x [...,I] float32 -> [...,O] float32."""
+        """x [B,...,I] float32 -> [B,...,O] float32. Without a scale each of the B has its own."""
+        if scale is None and len(x) > 1:
+            return torch.cat([self(row) for row in x.split(1)])
         scale = scale or measured(x)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             *(quantised(x, scale), scale.scale, scale.zero),
@@ -105,8 +107,10 @@ class PackedConv:
         )
 
     def __call__(self, x: Tensor, scale: Scale | None = None) -> Tensor:
-        """x [B,I,H,W] float32 -> [B,O,h,w] float32, channels last."""
+        """x [B,I,H,W] float32 -> [B,O,h,w] float32, channels last. Without a scale each of the B has its own."""
         x = x.contiguous(memory_format=torch.channels_last)
+        if scale is None and len(x) > 1:
+            return torch.cat([self(image) for image in x.split(1)])
         scale = scale or measured(x)
         stride, padding, dilation, groups = self.geometry
         out: Tensor = torch.ops.onednn.qconv2d_pointwise(
@@ -120,7 +124,9 @@ class PackedConv:
 
 
 def rounded(x: Tensor, scale: Scale | None = None) -> Tensor:
-    """Reference: x as float32 after a round through 8 bits."""
+    """Reference: x [B,...] as float32 after a round through 8 bits."""
+    if scale is None and len(x) > 1:
+        return torch.cat([rounded(row) for row in x.split(1)])
     scale = scale or measured(x)
     stored = (x / scale.scale + scale.zero).round().clamp(0, LEVELS)
     return (stored - scale.zero) * scale.scale

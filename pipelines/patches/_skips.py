@@ -1,0 +1,73 @@
+"""The site 'skip': the layers of a UNet on either side of each skip connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What lies deeper than a skip connection."""
+
+    skipped: tuple[nn.Module, ...]
+    """Modules that need not run, whose answers only later ones of them read, and then `source`'s."""
+    source: int
+    """Which of them gives the feature that the layers within the connection go on with."""
+
+
+def inside(net: nn.Module, branch: int) -> Inside:
+    """The part of a UNet2DConditionModel that lies deeper than its skip connection `branch`, 0 the outermost."""
+    from diffusers import UNet2DConditionModel
+
+    if not isinstance(net, UNet2DConditionModel):
+        raise ValueError(f"{type(net).__name__} has no site 'skip': it is no UNet2DConditionModel")
+    unet: Any = net
+    ups = [_layers(block) for block in unet.up_blocks]
+    downs = [part for block in unet.down_blocks for part in (*_layers(block), *_samplers(block))]
+    connections = len(downs) + 1  # the first comes from conv_in
+    if unet.mid_block is None or sum(map(len, ups)) != connections:
+        raise ValueError(f"{type(net).__name__} has no site 'skip': its layers do not pair up")
+    if branch >= connections:
+        raise ValueError(f"branch must be in 0..{connections - 1} in this network, got {branch}")
+    skipped = [module for part in downs[branch:] for module in part] + [unet.mid_block]
+    left = connections - 1 - branch
+    for block, layers in zip(unet.up_blocks, ups, strict=True):
+        if left >= len(layers):
+            skipped.append(block)
+        else:
+            skipped += [module for part in layers[:left] for module in part]
+        left = max(left - len(layers), 0)
+        if left == 0:
+            break
+    return Inside(tuple(skipped), len(skipped) - 1)
+
+
+def _layers(block: Any) -> list[tuple[nn.Module, ...]]:
+    """Each resnet with the attention that follows it, if any."""
+    lists: dict[str, Any] = dict(block._modules)
+    resnets, attentions = lists.get("resnets"), lists.get("attentions")
+    if resnets is None:
+        raise ValueError(f"the UNet has no site 'skip': a {type(block).__name__} has no resnets")
+    if attentions is None:
+        return [(resnet,) for resnet in resnets]
+    return [(resnet, attention) for resnet, attention in zip(resnets, attentions, strict=True)]
+
+
+def _samplers(block: Any) -> list[tuple[nn.Module, ...]]:
+    samplers = dict(block._modules).get("downsamplers")
+    return [] if samplers is None else [(sampler,) for sampler in samplers]
+
+
+def shapes(out: Any) -> Any:
+    """Shapes of what a module gives, without the rows; in a list if it gives a tuple."""
+    return [part.shape[1:] for part in out] if isinstance(out, tuple) else out.shape[1:]
+
+
+def blank(like: Tensor, shapes: Any) -> Any:
+    """What stands in for the answer of a module that is passed by; nothing reads its values."""
+    if isinstance(shapes, list):
+        return tuple(like.new_zeros(len(like), *shape) for shape in shapes)
+    return like.new_zeros(len(like), *shapes)

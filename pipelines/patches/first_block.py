@@ -3,7 +3,7 @@
 Paper: arXiv:2411.19108 (TeaCache), section 3.3, with the first block's residual as the indicator, as in
     https://github.com/chengzeyi/ParaAttention
 Shapes: streams [N,L,D] of any transformer of the site 'blocks'
-Units and ranges: threshold 0..1, relative change, mean |r - r'| / mean |r'| of the first block's residual r
+Units and ranges: threshold 0 and up, relative change, mean |r - r'| / mean |r'| of the first block's residual r
 Cost: 2 streams per stack and branch of memory, and 1 small read from the device per network evaluation
 Neutral: threshold = 0 (the network is left alone)
 Errors: ValueError for a setting outside its range, or a network without the site 'blocks'
@@ -43,11 +43,11 @@ class FirstBlock:
     slot: ClassVar[str] = "block cache"
 
     threshold: float = 0.08
-    """Relative change of the first block's residual below which the rest is reused, 0..1; 0 is off."""
+    """Relative change of the first block's residual below which the rest is reused, 0 and up; 0 is off."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be in 0..1, got {self.threshold}")
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold must be 0 or more, got {self.threshold}")
 
     @contextmanager
     def __call__(self, net: nn.Module) -> Iterator[None]:

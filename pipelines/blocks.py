@@ -43,6 +43,7 @@ STREAMS: dict[str, tuple[str, ...]] = {
     "LTXVideoTransformerBlock": ONE,
     "Lumina2TransformerBlock": ONE,
     "LuminaNextDiTBlock": ONE,
+    "MochiTransformerBlock": PICTURE_FIRST,
     "QwenImageTransformerBlock": TEXT_FIRST,
     "SanaTransformerBlock": ONE,
     "WanTransformerBlock": ONE,

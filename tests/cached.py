@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from sfumato.pipelines.blocks import stacks
 from sfumato.pipelines.guidance.cfg import Cfg
+from sfumato.pipelines.paths import begin
 from sfumato.pipelines.pipeline import Pipeline
 from sfumato.pipelines.protocols import Cond, Conds, Denoiser, Guidance, Patch, Pred, Predict, Sampler
 from sfumato.pipelines.samplers.ddim import Ddim
@@ -26,7 +27,8 @@ def run(
 ) -> Tensor:
     """Seven times, six steps, guided."""
     pipeline = Pipeline(denoise or tiny.denoise, sampler or Ddim(), guidance or Cfg(3.0), patches)
-    return pipeline(tiny.noise(seed, count), tiny.conds, few_steps(tiny.denoise.path.name != "flow"))
+    x = begin(tiny.denoise.path, tiny.noise(seed, count), few_steps(tiny.denoise.path.name)[0])
+    return pipeline(x, tiny.conds, few_steps(tiny.denoise.path.name))
 
 
 class OneByOne:

@@ -1,6 +1,6 @@
 """Tiny networks of every family as denoisers, three blocks deep, with conditions that differ strongly; no checkpoint.
 
-Each is called exactly as its family calls it (video families, which have none yet, as their pipelines do).
+Each is called exactly as its family calls it (LTX and CogVideoX, which need their pipelines, as these do).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sfumato.pipelines.families import (
 from sfumato.pipelines.families._denoiser import NetDenoiser
 from sfumato.pipelines.paths import flow, vp_from_config
 from sfumato.pipelines.protocols import Cond, Conds
+from sfumato.video.families import hunyuan_video, mochi, wan
 from tiny_models import stirred
 from torch import Tensor
 
@@ -65,8 +66,11 @@ def tiny(name: str) -> Tiny:
     return Tiny(denoise, Conds(Cond("pos", pos), Cond("neg", neg)), shape)
 
 
-def few_steps(vp: bool) -> list[float]:
-    return [0.9, 0.75, 0.6, 0.45, 0.3, 0.15, 0.05] if vp else [1.0, 0.9, 0.75, 0.6, 0.4, 0.2, 0.0]
+def few_steps(path: str) -> list[float]:
+    """Seven times, six steps."""
+    if path == "ve":
+        return [50.0, 20.0, 8.0, 3.0, 1.0, 0.3, 0.02]
+    return [0.9, 0.75, 0.6, 0.45, 0.3, 0.15, 0.05] if path != "flow" else [1.0, 0.9, 0.75, 0.6, 0.4, 0.2, 0.0]
 
 
 def text(width: int, length: int = LONG) -> Callable[[], Tensor]:
@@ -91,16 +95,6 @@ def _cogvideox(net: Any, x: Tensor, t: float, embeds: Mapping[str, Tensor]) -> T
     return out.transpose(1, 2)
 
 
-def _wan(net: Any, x: Tensor, t: float, embeds: Mapping[str, Tensor]) -> Tensor:
-    out: Tensor = net(
-        hidden_states=x,
-        timestep=torch.full((len(x),), 1000 * t),
-        encoder_hidden_states=embeds["text"],
-        return_dict=False,
-    )[0]
-    return out
-
-
 def _ltx(net: Any, x: Tensor, t: float, embeds: Mapping[str, Tensor]) -> Tensor:
     out: Tensor = net(
         hidden_states=x.flatten(2).mT,
@@ -113,18 +107,6 @@ def _ltx(net: Any, x: Tensor, t: float, embeds: Mapping[str, Tensor]) -> Tensor:
         return_dict=False,
     )[0]
     return out.mT.reshape(x.shape)
-
-
-def _hunyuan_video(net: Any, x: Tensor, t: float, embeds: Mapping[str, Tensor]) -> Tensor:
-    out: Tensor = net(
-        hidden_states=x,
-        timestep=torch.full((len(x),), 1000 * t),
-        encoder_hidden_states=embeds["text"],
-        encoder_attention_mask=embeds["mask"],
-        pooled_projections=embeds["pooled"],
-        return_dict=False,
-    )[0]
-    return out
 
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
@@ -214,7 +196,7 @@ FAMILIES: dict[str, tuple[str, dict, Any, dict, tuple[int, ...]]] = {
     "wan": (
         "WanTransformer3DModel",
         {**HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 24, "freq_dim": 16, "ffn_dim": 32, "num_layers": 3},
-        _wan, {"text": text(24)}, (4, 2, 4, 4),
+        partial(wan._velocity, whole=False, tokenwise=False), {"text": text(24)}, (4, 2, 4, 4),
     ),
     "ltx": (
         "LTXVideoTransformer3DModel",
@@ -233,7 +215,12 @@ FAMILIES: dict[str, tuple[str, dict, Any, dict, tuple[int, ...]]] = {
         {**HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2,
          "num_refiner_layers": 1, "guidance_embeds": False, "text_embed_dim": 24, "pooled_projection_dim": 8,
          "rope_axes_dim": (4, 6, 6)},
-        _hunyuan_video, {"text": text(24), "mask": mask(), "pooled": pooled(8)}, (4, 2, 4, 4),
+        hunyuan_video._velocity, {"text": text(24), "mask": mask(), "pooled": pooled(8)}, (4, 2, 4, 4),
+    ),
+    "mochi": (
+        "MochiTransformer3DModel",
+        {**HEADS, "num_layers": 3, "pooled_projection_dim": 24, "text_embed_dim": 32, "time_embed_dim": 16},
+        mochi._velocity, {"text": text(32), "mask": mask()}, (12, 2, 4, 4),
     ),
 }  # fmt: skip
 """Name -> class, config, how the family calls it, its conditions' embeds, and the shape of one x."""

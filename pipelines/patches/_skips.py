@@ -19,11 +19,13 @@ class Inside:
 
 
 def inside(net: nn.Module, branch: int) -> Inside:
-    """The part of a UNet2DConditionModel that lies deeper than its skip connection `branch`, 0 the outermost."""
-    from diffusers import UNet2DConditionModel
+    """The part of a UNet that lies deeper than its skip connection `branch`, 0 the outermost."""
+    from diffusers import UNet2DConditionModel, UNetMotionModel, UNetSpatioTemporalConditionModel
 
-    if not isinstance(net, UNet2DConditionModel):
-        raise ValueError(f"{type(net).__name__} has no site 'skip': it is no UNet2DConditionModel")
+    if not isinstance(net, UNet2DConditionModel | UNetMotionModel | UNetSpatioTemporalConditionModel):
+        raise ValueError(
+            f"{type(net).__name__} has no site 'skip': it is none of diffusers' UNets with a condition"
+        )
     unet: Any = net
     ups = [_layers(block) for block in unet.up_blocks]
     downs = [part for block in unet.down_blocks for part in (*_layers(block), *_samplers(block))]
@@ -46,14 +48,14 @@ def inside(net: nn.Module, branch: int) -> Inside:
 
 
 def _layers(block: Any) -> list[tuple[nn.Module, ...]]:
-    """Each resnet with the attention that follows it, if any."""
+    """Each resnet with what follows it: attention, attention in time, or nothing."""
     lists: dict[str, Any] = dict(block._modules)
-    resnets, attentions = lists.get("resnets"), lists.get("attentions")
-    if resnets is None:
+    if lists.get("resnets") is None:
         raise ValueError(f"the UNet has no site 'skip': a {type(block).__name__} has no resnets")
-    if attentions is None:
-        return [(resnet,) for resnet in resnets]
-    return [(resnet, attention) for resnet, attention in zip(resnets, attentions, strict=True)]
+    parts = [
+        lists[name] for name in ("resnets", "attentions", "motion_modules") if lists.get(name) is not None
+    ]
+    return [tuple(layer) for layer in zip(*parts, strict=True)]
 
 
 def _samplers(block: Any) -> list[tuple[nn.Module, ...]]:
@@ -61,13 +63,15 @@ def _samplers(block: Any) -> list[tuple[nn.Module, ...]]:
     return [] if samplers is None else [(sampler,) for sampler in samplers]
 
 
-def shapes(out: Any) -> Any:
-    """Shapes of what a module gives, without the rows; in a list if it gives a tuple."""
-    return [part.shape[1:] for part in out] if isinstance(out, tuple) else out.shape[1:]
+def shapes(out: Any, count: int) -> Any:
+    """Shapes of what a module gives for each of `count` conditions; in a list if it gives a tuple."""
+    if isinstance(out, tuple):
+        return [shapes(part, count) for part in out]
+    return (len(out) // count, *out.shape[1:])
 
 
-def blank(like: Tensor, shapes: Any) -> Any:
+def blank(like: Tensor, shapes: Any, count: int) -> Any:
     """What stands in for the answer of a module that is passed by; nothing reads its values."""
     if isinstance(shapes, list):
-        return tuple(like.new_zeros(len(like), *shape) for shape in shapes)
-    return like.new_zeros(len(like), *shapes)
+        return tuple(blank(like, shape, count) for shape in shapes)
+    return like.new_zeros(shapes[0] * count, *shapes[1:])

@@ -1,7 +1,7 @@
 """deepcache: between full steps a UNet runs its outermost layers only, over deep features of the last full step.
 
 Paper: arXiv:2312.00858, eq. 6 to 10
-Shapes: x [N,C,H,W] of a UNet2DConditionModel
+Shapes: x [N,C,H,W] of a UNet2DConditionModel, or clips of AnimateDiff's and Stable Video Diffusion's UNets
 Units and ranges: interval 1 and up, in steps of the loop; branch 0 and up, the skip connection, counted from the
     outermost, within which layers still run; center -1 (even) or 0 and up, in steps; power 1..4
 Cost: 1 feature map per branch of a guidance of memory; no network evaluations
@@ -128,12 +128,12 @@ class _Call:
             if not self.reuse or not all(self.reuse):
                 out = own(*args, **kwargs)
                 for branch in branches if self.reuse else ():
-                    branch.shapes[number] = shapes(out)
+                    branch.shapes[number] = shapes(out, len(branches))
                 return self._kept(out) if source and self.reuse else out
             if source:
                 feature = torch.cat([branch.feature for branch in branches])
                 return (feature,) if isinstance(branches[0].shapes[number], list) else feature
-            return blank(self.sample, branches[0].shapes[number])
+            return blank(self.sample, branches[0].shapes[number], len(branches))
 
         return answered
 

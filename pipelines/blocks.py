@@ -7,15 +7,14 @@ stacks of a network (joining the streams, a control network's sums) goes on as u
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from .sites import swap
+from .sites import Answer, calls
 
 Streams = tuple[Tensor | None, ...]
 """Of one block, in the order in which it returns them; None where a last block drops the text."""
@@ -116,7 +115,7 @@ def spans(found: Sequence[Span], enters: Enters, leaves: Leaves) -> Iterator[Non
         for span in found:
             passage = _Passage(span, enters, leaves)
             for block in span.blocks:
-                stack.enter_context(swap(block.module, "forward", passage.forward(block)))
+                stack.enter_context(calls(block.module, passage.answer(block)))
         yield
 
 
@@ -130,20 +129,17 @@ class _Passage:
         self.before: Streams = ()
         self.passed_by = False
 
-    def forward(self, block: Block) -> Callable[..., Any]:
-        """What answers in the place of the block's own forward."""
-        own = block.module.forward
-        named = inspect.signature(own)
+    def answer(self, block: Block) -> Answer:
+        """What is given back in the place of the block's own answer."""
         first, last = block is self.span.blocks[0], block is self.span.blocks[-1]
 
-        def answered(*args: Any, **kwargs: Any) -> Any:
-            given = named.bind(*args, **kwargs).arguments
+        def answer(given: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
             streams: Streams = tuple(given.get(name) for name in block.streams)
             if first:
                 self.before, self.passed_by = streams, self.enters(self.span, streams)
             after: Streams | None = None
             if not self.passed_by:
-                out = own(*args, **kwargs)
+                out = compute()
                 after = out if isinstance(out, tuple) else (out,)
             if last:
                 before, self.before = self.before, ()
@@ -151,4 +147,4 @@ class _Passage:
             kept = streams if after is None else after
             return kept if len(block.streams) > 1 else kept[0]
 
-        return answered
+        return answer

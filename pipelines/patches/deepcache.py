@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ..moment import Memory, Step, keys
-from ..sites import inputs, swap
+from ..sites import Answer, calls, inputs
 from ._reuse import chosen, flags
-from ._skips import Inside, blank, inside, shapes
+from ._skips import blank, inside, shapes
 
 
 @dataclass
@@ -72,11 +72,11 @@ class DeepCache:
             yield
             return
         memory: Memory[_Branch] = Memory(_Branch)
-        call = _Call(memory, deep, self._due)
+        call = _Call(memory, deep.source, self._due)
         with ExitStack() as stack:
             stack.enter_context(inputs(net, call.begin))
             for number, module in enumerate(deep.skipped):
-                stack.enter_context(swap(module, "forward", call.forward(number, module)))
+                stack.enter_context(calls(module, call.answer(number)))
             yield
 
     def _due(self, step: Step, last: int) -> bool:
@@ -100,9 +100,9 @@ def _uneven(steps: int, interval: int, center: int, power: float) -> set[int]:
 class _Call:
     """The network call at hand."""
 
-    def __init__(self, memory: Memory[_Branch], deep: Inside, due: Callable[[Step, int], bool]) -> None:
+    def __init__(self, memory: Memory[_Branch], source: int, due: Callable[[Step, int], bool]) -> None:
         self.memory = memory
-        self.deep = deep
+        self.source = source
         self.due = due
         self.reuse: list[bool] = []  # of each branch; empty outside the loop
         self.sample = torch.empty(0)
@@ -120,22 +120,20 @@ class _Call:
                 branch.step, branch.size = step.index, size
         return {}
 
-    def forward(self, number: int, module: nn.Module) -> Callable[..., Any]:
-        own, source = module.forward, number == self.deep.source
-
-        def answered(*args: Any, **kwargs: Any) -> Any:
+    def answer(self, number: int) -> Answer:
+        def answer(given: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
             branches = self.memory.branches
             if not self.reuse or not all(self.reuse):
-                out = own(*args, **kwargs)
+                out = compute()
                 for branch in branches if self.reuse else ():
                     branch.shapes[number] = shapes(out, len(branches))
-                return self._kept(out) if source and self.reuse else out
-            if source:
+                return self._kept(out) if number == self.source and self.reuse else out
+            if number == self.source:
                 feature = torch.cat([branch.feature for branch in branches])
                 return (feature,) if isinstance(branches[0].shapes[number], list) else feature
             return blank(self.sample, branches[0].shapes[number], len(branches))
 
-        return answered
+        return answer
 
     def _kept(self, out: Any) -> Any:
         """Remember the feature; rows that could have done without this step take what they remember."""

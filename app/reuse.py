@@ -12,7 +12,7 @@ from .faults import refuse
 from .registry import locate
 
 BLOCKS = (
-    *(f"first-block:threshold={value}" for value in (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3)),
+    *(f"first-block:threshold={value}" for value in (0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.4)),
     *(f"block-cache:interval={value}" for value in (2, 3, 4)),
     *(f"taylorseer:interval={value},order={order}" for value in (2, 3, 4, 5) for order in (1, 2)),
 )

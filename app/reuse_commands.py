@@ -56,8 +56,8 @@ def train_harmonica(
     price: Annotated[
         float, typer.Option("--price", help="of computing: the higher, the more is reused", min=0)
     ] = 0.02,
-    rounds: Annotated[int, typer.Option("--rounds", help="trajectories to learn from", min=1)] = 60,
-    batch: Annotated[int, typer.Option("--batch", help="pictures in each", min=1)] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", help="trajectories to learn from", min=1)] = 40,
+    batch: Annotated[int, typer.Option("--batch", help="pictures in each", min=1)] = 2,
 ) -> None:
     """Learn which block of a transformer is computed at which step, against the final picture's error."""
     from ..assets.recipes.harmonica import Harmonica

@@ -37,13 +37,13 @@ OPEN = 2.0
 class Harmonica:
     """How a table is learned."""
 
-    rounds: int = 60
+    rounds: int = 40
     """Trajectories to learn from, 1 and up."""
-    batch: int = 4
+    batch: int = 2
     """Pictures in each, 1 and up."""
     price: float = 0.02
     """Of computing all blocks of a step, 0 and up: the higher, the more is reused; 0 is off."""
-    rate: float = 0.1
+    rate: float = 0.15
     """Learning rate of the routers, above 0."""
     refresh: int = 20
     """Rounds between new weights of the steps, 1 and up."""

@@ -64,7 +64,7 @@ def toy(*speeds: float) -> Any:
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_what_never_changes_is_reused_and_what_does_is_computed(scale: float) -> None:
-    made = Harmonica(rounds=40, batch=2, price=0.05, scale=scale)(toy(0.0, 3.0, 0.0), ["a", "b"], 5)
+    made = Harmonica(rounds=40, batch=2, price=0.003, scale=scale)(toy(0.0, 8.0, 0.0), ["a", "b"], 5)
     assert made.network == "Net" and made.blocks == ("blocks.0", "blocks.1", "blocks.2")
     assert made.compute == ((1, 1, 1), *[(0, 1, 0)] * 4)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from agreement import relative
 from cached import OneByOne, broken, positive, positive_beside_the_other, run
-from patched import traceless
+from patched import saved, traceless
+from sfumato.pipelines.adapters import open_control
 from sfumato.pipelines.blocks import stacks
 from sfumato.pipelines.patches.block_cache import BlockCache
 from sfumato.pipelines.patches.deepcache import DeepCache
 from sfumato.pipelines.patches.first_block import FirstBlock
+from sfumato.pipelines.patches.sd3_controlnet import Sd3ControlNet
 from sfumato.pipelines.patches.taylorseer import TaylorSeer
 from sfumato.pipelines.pipeline import Pipeline
 from sfumato.pipelines.samplers.heun import heun
@@ -127,3 +130,20 @@ def test_two_in_the_slot(made: dict[str, Tiny]) -> None:
 def test_settings_out_of_range(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_beside_a_control_network(made: dict[str, Tiny], cache: str, tmp_path: Path) -> None:
+    """What it adds between blocks goes on where they are passed by, in whichever order the patches are given."""
+    from diffusers import SD3ControlNetModel
+
+    model = made["sd3"]
+    torch.manual_seed(0)
+    config = {**model.denoise.net.config, "num_layers": 3}
+    control = open_control(saved(SD3ControlNetModel.from_config(config), tmp_path / "control"))
+    adapter = Sd3ControlNet(control, torch.randn(1, *model.shape))
+    plain, felt = run(model, CACHES[cache]), run(model, CACHES[cache], adapter)
+    assert torch.isfinite(felt).all() and relative(felt, plain) > 1e-3
+    assert relative(run(model, adapter, CACHES[cache]), felt) < 1e-4
+    whole = run(model, adapter)
+    assert relative(run(model, adapter, TaylorSeer(2, warmup=6)), whole) < 1e-6

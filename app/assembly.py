@@ -14,6 +14,7 @@ from ..pipelines.loading import builtin_names, open_model
 from ..pipelines.protocols import Model
 from ..pipelines.sizes import check_size
 from ..pipelines.text_to_image import TextToImage
+from . import reuse
 from .builder import build, find
 from .chosen import Technique
 from .faults import refuse
@@ -59,19 +60,27 @@ def open_for(request: R) -> tuple[Model, R]:
 
 
 def resolve(request: R, model: Model) -> R:
-    """Nothing left open but a schedule that is the model's own. The seed is drawn here if none was given."""
+    """Nothing left open but a schedule that is the model's own. The seed is drawn here if none was given.
+
+    The dial `reuse` becomes the technique that it stands for, by which the picture can be made again.
+    """
     own = model.defaults
     size = (own.width, own.height)
     if request.width is None and request.height is None:
         size = own_size(request, model)
+    steps = own.steps if request.steps is None else request.steps
+    techniques = tuple(canonical(t, None, "techniques") for t in request.techniques)
+    if request.reuse > 0:
+        techniques = (*techniques, reuse.chosen(request.reuse, request.model, steps))
     chosen = {
+        "reuse": 0.0,
         "width": size[0] if request.width is None else request.width,
         "height": size[1] if request.height is None else request.height,
-        "steps": own.steps if request.steps is None else request.steps,
+        "steps": steps,
         "seed": secrets.randbelow(FOR_RANDOM) if request.seed is None else request.seed,
         "sampler": canonical(request.sampler or Technique(id=own.sampler), "sampler", "sampler"),
         "schedule": canonical(request.schedule, "schedule", "schedule") if request.schedule else None,
-        "techniques": tuple(canonical(t, None, "techniques") for t in request.techniques),
+        "techniques": techniques,
     }
     found = settle_scale(request.model_copy(update=chosen), model)
     check_size(found.width or 0, found.height or 0, model.limits)

@@ -14,6 +14,7 @@ from .faults import unknown
 from .model_commands import MODELS
 from .output import ensure_folder
 from .requests import REQUESTS
+from .reuse_commands import train_harmonica, train_reuse
 
 File = Annotated[
     str, typer.Argument(help="an image, a .safetensors or .gguf file, or a model folder", metavar="FILE")
@@ -171,5 +172,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "doctor": doctor,
     "schema": schema,
     "train builtin": train_builtin,
+    "train harmonica": train_harmonica,
+    "train reuse": train_reuse,
     **MODELS,
 }

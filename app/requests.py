@@ -108,6 +108,13 @@ class SamplingRequest(Request):
         group="advanced",
         flags=("-t", "--technique"),
     )
+    reuse: float = field(
+        0.0,
+        "how much may be lost by reusing what earlier steps computed, as a share of the picture; 0 is off",
+        group="advanced",
+        ge=0,
+        le=1,
+    )
     loras: tuple[LoraChoice, ...] = field(
         (), "LoRA, a file or a name in --lora-folder; repeat for more", group="advanced", flags=("--lora",)
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .errors import NotFinite, SfumatoError
+from .moment import Step, stepping
 from .noise import SeededNoise
 from .protocols import Cond, Denoiser, Path, Pred, Predict, Sampler, State
 
@@ -125,11 +126,12 @@ def run(
             raise ValueError("this sampler draws noise: pass noise=SeededNoise(...)")
         return noise().to(x)
 
-    began = time.perf_counter()
+    began, this = time.perf_counter(), object()
     for i in range(first, len(ts) - 1):
         before = None if noise is None else noise.states()
         try:
-            after = sampler(watched, state, ts[i], ts[i + 1], path, draw)
+            with stepping(Step(i, len(ts) - 1, this)):
+                after = sampler(watched, state, ts[i], ts[i + 1], path, draw)
         except _Stop:
             raise Cancelled(Checkpoint(state, i, ts, before, control.fingerprint)) from None
         _check_finite(after.x, i, ts)

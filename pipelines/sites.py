@@ -35,6 +35,9 @@ Compute = Callable[[Layer, Tensor, Tensor, Tensor, Attend], Tensor]
 Change = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Arguments of a call by name -> those to give instead or besides."""
 
+Answer = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
+"""(arguments of a call by name, the call itself) -> what is given back."""
+
 _MISSING = object()
 _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
@@ -73,6 +76,20 @@ def inputs(net: nn.Module, change: Change) -> Iterator[None]:
         return forward(*given.args, **given.kwargs)
 
     with swap(net, "forward", answered):
+        yield
+
+
+@contextmanager
+def calls(module: nn.Module, answer: Answer) -> Iterator[None]:
+    """Let every call of the module be answered by answer(arguments by name, what computes it)."""
+    forward = module.forward
+    named = inspect.signature(forward)
+
+    @functools.wraps(forward)
+    def answered(*args: Any, **kwargs: Any) -> Any:
+        return answer(named.bind(*args, **kwargs).arguments, lambda: forward(*args, **kwargs))
+
+    with swap(module, "forward", answered):
         yield
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from ..moment import evaluating
 from ..protocols import Cond, Path, Pred
 
 Call = Callable[[Any, Tensor, float, Mapping[str, Tensor]], Tensor]
@@ -34,7 +35,8 @@ class NetDenoiser:
             some = [conds[i] for i in group]
             embeds = {name: stacked(some, name, len(x), self.dtype) for name in some[0].embeds}
             latents = x.to(self.dtype).repeat(len(some), *[1] * (x.ndim - 1))
-            out = self.call(self.net, latents, t, embeds).to(x.dtype)
+            with evaluating([cond.key for cond in some]):
+                out = self.call(self.net, latents, t, embeds).to(x.dtype)
             for i, part in zip(group, out.chunk(len(group)), strict=True):
                 found[i] = ESTIMATES[self.kind](x, part, a, s)
         return [found[i] for i in range(len(conds))]

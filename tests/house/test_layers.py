@@ -24,6 +24,8 @@ TECHNIQUE_MAY_IMPORT = (
     "sfumato.pipelines.paths",
     "sfumato.pipelines.errors",
     "sfumato.pipelines.sites",
+    "sfumato.pipelines.blocks",
+    "sfumato.pipelines.moment",
     "sfumato.kernels",
 )
 """Beside these only the shared parts of its own folder (`_common` and other underscored files)."""

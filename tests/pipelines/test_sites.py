@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
-from sfumato.pipelines.sites import attention, attention_modules, processors, swap
+from sfumato.pipelines.sites import attention, attention_modules, calls, processors, swap
 from torch import nn
 from toys import ToyNet
 
@@ -163,3 +163,19 @@ def test_swap_of_methods_attributes_and_modules():
         pass
     with pytest.raises(ValueError, match="ToyNet has no site 'attention'"), attention(net, lambda *_: None):
         pass
+
+
+def test_calls_are_answered_by_name():
+    net, seen = ToyNet(), []
+    x, bias = torch.randn(1, 4, 2, 2), torch.zeros(())
+    plain = net(x, 0.5, bias, "a")
+
+    def answer(given, compute):
+        seen.append((given["noise_level"], given["key"]))
+        return 2 * compute() if given["key"] == "a" else given["x"]
+
+    with calls(net, answer):
+        assert torch.equal(net(x, 0.5, bias, key="a"), 2 * plain)
+        assert net(x, 0.1, bias, "b") is x
+    assert seen == [(0.5, "a"), (0.1, "b")]
+    assert "forward" not in vars(net) and torch.equal(net(x, 0.5, bias, "a"), plain)

@@ -1,0 +1,66 @@
+"""A reuse table: which block is computed at which step. Written by the recipe `harmonica`, read by block-cache."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput
+
+MOST = 10_000
+"""Steps or blocks of a table."""
+
+
+@dataclass(frozen=True)
+class ReuseTable:
+    """`compute[step][block]` is 1 where the block is computed, 0 where it repeats what it added before."""
+
+    network: str
+    """Class of the network it was made for."""
+    blocks: tuple[str, ...]
+    """Dotted names of the blocks, in the order in which the network runs them."""
+    compute: tuple[tuple[int, ...], ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.compute)
+
+    @property
+    def share(self) -> float:
+        """Of the block evaluations that are computed, 0..1."""
+        return sum(map(sum, self.compute)) / (self.steps * len(self.blocks))
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+
+def read_table(path: Path) -> ReuseTable:
+    """The table of a file, checked."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput("table", f"table: {path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput("table", f"table: {path} is no JSON") from error
+    if not isinstance(found, dict) or set(found) != {"network", "blocks", "compute"}:
+        raise _refuse(path, "needs network, blocks and compute, and nothing else")
+    network, blocks, compute = found["network"], found["blocks"], found["compute"]
+    if not isinstance(network, str) or not _are(str, blocks) or not isinstance(compute, list):
+        raise _refuse(path, "needs a name, a list of names and a list of rows")
+    if not 0 < len(blocks) <= MOST or not 0 < len(compute) <= MOST:
+        raise _refuse(path, f"needs 1..{MOST} blocks and steps")
+    for i, row in enumerate(compute):
+        if not _are(int, row) or len(row) != len(blocks) or not set(row) <= {0, 1}:
+            raise _refuse(path, f"needs {len(blocks)} numbers 0 or 1 in the row of step {i}")
+    return ReuseTable(network, tuple(blocks), tuple(tuple(row) for row in compute))
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _refuse(path: Path, words: str) -> BadInput:
+    return BadInput("table", f"table: {path} {words}; make one with the recipe `harmonica`")

@@ -1,0 +1,97 @@
+"""taylorseer: what blocks add is forecast from the steps before by finite differences.
+
+Paper: arXiv:2503.06923, eq. 3 to 6
+Shapes: streams [N,L,D] of any transformer of the site 'blocks'
+Units and ranges: interval 1 and up and warmup 1 and up, in steps of the loop; order 0..2
+Cost: order + 1 times 1 or 2 streams per block (per stack, if `whole`) and branch of memory; no network evaluations
+Neutral: interval = 1 (the network is left alone)
+Errors: ValueError for a setting outside its range, or a network without the site 'blocks'
+Differs: whole blocks, or whole stacks of them, where the paper forecasts attention and MLP apart; `newton` weighs the
+    same differences so that polynomials of the order come out exactly, which the paper's sum does up to order 1 only.
+    Lower orders while fewer steps are known. Nothing is forecast outside the loop. A resumed run begins anew
+Tasks: image, video
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import factorial, prod
+from typing import ClassVar
+
+from torch import nn
+
+from ..blocks import Span, cut, stacks
+from ..moment import Step
+from ._reuse import forecast
+
+
+@dataclass(frozen=True)
+class TaylorSeer:
+    """Computes the blocks at every interval-th step and forecasts them in between."""
+
+    slot: ClassVar[str] = "block cache"
+
+    interval: int = 4
+    """Steps from one computation of the blocks to the next, 1 and up; 1 is off."""
+    order: int = 1
+    """Highest difference, 0..2; 0 repeats what was added last."""
+    warmup: int = 3
+    """First steps, all of them computed, 1 and up."""
+    whole: bool = False
+    """Forecast each stack as one, which takes less memory; else each block by itself."""
+    newton: bool = False
+    """Newton's weights of the differences instead of Taylor's."""
+
+    def __post_init__(self) -> None:
+        if self.interval < 1 or self.warmup < 1:
+            raise ValueError(f"interval and warmup must be 1 or more, got {self.interval} and {self.warmup}")
+        if not 0 <= self.order <= 2:
+            raise ValueError(f"order must be in 0..2, got {self.order}")
+
+    @contextmanager
+    def __call__(self, net: nn.Module) -> Iterator[None]:
+        parts = stacks(net)
+        if self.interval == 1:
+            yield
+            return
+
+        def due(step: Step, span: Span, last: int) -> bool:
+            early, late = step.index < self.warmup, step.index - last >= self.interval
+            return early or late or (step.index - self.warmup + 1) % self.interval == 0
+
+        found = cut(parts if self.whole else [[block] for stack in parts for block in stack])
+        weights = _newton if self.newton else _taylor
+        with forecast(net, found, kept=self.order + 1, due=due, weights=weights):
+            yield
+
+
+def _taylor(steps: Sequence[int], now: int) -> list[float]:
+    """Weights of what was added at `steps`, newest first: sum of (now - newest)^i / i! times the i-th difference."""
+    ahead = now - steps[0]
+    terms = [ahead**i / factorial(i) for i in range(len(steps))]
+    return _summed(terms, _differences(steps, lambda i, j: steps[j] - steps[j + 1]))
+
+
+def _newton(steps: Sequence[int], now: int) -> list[float]:
+    """The same of the polynomial through all of them, by divided differences."""
+    terms = [float(prod(now - step for step in steps[:i])) for i in range(len(steps))]
+    return _summed(terms, _differences(steps, lambda i, j: steps[j] - steps[j + i]))
+
+
+def _differences(steps: Sequence[int], gap: Callable[[int, int], int]) -> list[list[float]]:
+    """The i-th difference at the newest step, as weights of what was added at each step."""
+    rows = [[float(i == j) for j in range(len(steps))] for i in range(len(steps))]
+    found = [rows[0]]
+    for i in range(1, len(steps)):
+        rows = [
+            [(a - b) / gap(i, j) for a, b in zip(rows[j], rows[j + 1], strict=True)]
+            for j in range(len(rows) - 1)
+        ]
+        found.append(rows[0])
+    return found
+
+
+def _summed(terms: Sequence[float], rows: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(term * row[j] for term, row in zip(terms, rows, strict=True)) for j in range(len(rows[0]))]

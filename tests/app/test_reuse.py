@@ -1,0 +1,96 @@
+"""The dial: measured once, then the fastest technique within the loss allowed, written into the result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from sfumato.app import reuse
+from sfumato.pipelines.reuse_curve import CURVE, Point, ReuseCurve
+
+ASK = ("--size", "64x64", "--steps", "4", "--seed", "1", "-p", "a cube")
+POINTS = (Point("deepcache:interval=2", 0.01, 0.7), Point("deepcache:interval=3", 0.1, 0.5))
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    """A copy, since a curve is written beside the model."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def test_the_dial_is_the_technique_it_stands_for(sfumato: Any, folder: Path) -> None:
+    ReuseCurve(4, POINTS).write(folder)
+    for allowed, interval in ((0.02, 2), (0.5, 3)):
+        said = [
+            sfumato("generate", *ASK, "-m", folder, *chosen, "-o", f"{name}{interval}.png", "--json")
+            for name, chosen in (
+                ("", ("--reuse", allowed)),
+                ("own", ("-t", f"deepcache:interval={interval}")),
+            )
+        ]
+        assert [one.code for one in said] == [0, 0], said
+        told = [one.data["request"]["techniques"] for one in said]
+        assert told[0] == told[1] == [{"id": "deepcache", "settings": {"interval": interval}}]
+    plain = sfumato("generate", *ASK, "-m", folder, "-o", "plain.png")
+    assert plain.code == 0
+    assert sfumato("replay", "3.png", "-o", "again.png").code == 0
+    assert pixels("again.png") == pixels("own3.png") == pixels("3.png") != pixels("plain.png")
+
+
+def pixels(name: str) -> bytes:
+    from PIL import Image
+
+    return Image.open(name).tobytes()
+
+
+def test_what_the_dial_refuses(sfumato: Any, folder: Path) -> None:
+    said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.1)
+    assert said.code == 2 and "nobody has measured" in said.err and "sfumato train reuse" in said.err
+    ReuseCurve(5, POINTS).write(folder)
+    said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.1)
+    assert said.code == 2 and "ask for --steps 5 or more" in said.err
+    ReuseCurve(4, POINTS).write(folder)
+    said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.005)
+    assert said.code == 2 and "the least that can be lost for a gain, 0.01" in said.err
+    assert sfumato("generate", *ASK, "-m", folder, "--reuse", 1.5).code == 2
+    said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.5, "-t", "deepcache")
+    assert said.code == 2 and "both need the slot 'block cache'" in said.err
+
+
+def test_measuring(sfumato: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reuse, "SKIPS", ("deepcache:branch=0,interval=2",))
+    own = json.dumps({"width": 64, "height": 64})
+    (folder / "sfumato.json").write_text(own)
+    said = sfumato("train", "reuse", folder, "--steps", 3, "--prompts", 1, "--json")
+    assert said.code == 0, said.err
+    (point,) = said.data["points"]
+    assert point["technique"] == "deepcache:branch=0,interval=2" and point["loss"] > 0 and point["time"] > 0
+    assert (folder / CURVE).is_file()
+
+
+def test_learning_a_table(sfumato: Any, tmp_path: Path) -> None:
+    folder = tiny_models.flux(tmp_path / "flux")
+    (folder / "sfumato.json").write_text(json.dumps({"width": 64, "height": 64, "guidance": 2.0}))
+    ask = ("--steps", 3, "--rounds", 1, "--batch", 1)
+    said = sfumato("train", "harmonica", folder, "-o", "t.json", *ask, "--json")
+    assert said.code == 0, said.err
+    assert said.data["blocks"] == 2 and 0 < said.data["computed"] <= 1
+    ask = ("--size", "64x64", "--steps", "3", "-p", "a cube", "-m", folder)
+    assert sfumato("generate", *ask, "-t", "block-cache:table=t.json").code == 0
+    said = sfumato("generate", *ask, "-t", "block-cache:table=none.json")
+    assert said.code == 2 and "none.json cannot be read" in said.err
+
+
+def test_every_candidate_can_be_built(tmp_path: Path) -> None:
+    from sfumato.app.builder import build
+    from sfumato.app.chosen import Technique
+
+    for text in (*reuse.BLOCKS, *reuse.SKIPS):
+        assert str(Technique.model_validate(text)) == ":".join(
+            (text.split(":")[0], ",".join(sorted(text.split(":")[1].split(","))))
+        )
+        build(Technique.model_validate(text), kind="patch")

@@ -13,8 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The attention that was there: q, k, v [B,heads,L,D] -> [B,heads,L,D], with its own mask and scale."""
+
+class Attend:
+    """The attention that was there: q, k, v [B,heads,L,D] -> [B,heads,L,D], with its own mask and scale."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+
+    @property
+    def plain(self) -> bool:
+        """Whether every query sees every key, none dropped by chance."""
+        hidden = self._settings.get("attn_mask") is not None or self._settings.get("is_causal", False)
+        return not hidden and not self._settings.get("dropout_p")
+
+    @property
+    def scale(self) -> float | None:
+        """Factor on q k; None is one over the square root of D."""
+        scale: float | None = self._settings.get("scale")
+        return scale
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, **self._settings)
 
 
 @dataclass(frozen=True)
@@ -164,4 +183,4 @@ class _Answer(TorchFunctionMode):
             | kwargs
         )
         q, k, v = (named.pop(part) for part in ("query", "key", "value"))
-        return self.compute(self.layer, q, k, v, lambda q, k, v: func(q, k, v, **named))
+        return self.compute(self.layer, q, k, v, Attend(named))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-import secrets
 from typing import Any, TypeVar
 
 import torch
 
 from ..pipelines.guidance.cfg import Cfg
-from ..pipelines.loading import builtin_names, open_model
+from ..pipelines.loading import builtin_names, find_model, open_model
 from ..pipelines.protocols import Model
 from ..pipelines.sizes import check_size
 from ..pipelines.text_to_image import TextToImage
@@ -17,19 +16,17 @@ from .builder import build, find
 from .chosen import Technique
 from .faults import refuse
 from .registry import locate
-from .requests import SamplingRequest
+from .requests import SamplingRequest, settled
+from .shelf import Shelf
 
 R = TypeVar("R", bound=SamplingRequest)
-
-FOR_RANDOM = 2**32
-"""Random seeds stay below this: A1111 and its kin read 32 bits."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def open_for(request: R) -> tuple[Model, R]:
-    """The model on its device, and the request with device and dtype settled."""
-    device = request.device
+def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
+    """The model on its device, and the request with device and dtype settled. `device` is what `auto` means."""
+    device = device if request.device == "auto" else request.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -45,23 +42,24 @@ def open_for(request: R) -> tuple[Model, R]:
         )
     place = locate(request.model)
     parts = request.parts or place.parts
-    model = open_model(
-        place.place,
-        dtype=getattr(torch, dtype),
-        device=device,
-        parts=locate(parts, field="parts").place if parts else None,
-    )
+    beside = locate(parts, field="parts").place if parts else None
+
+    def make() -> Model:
+        return open_model(place.place, dtype=getattr(torch, dtype), device=device, parts=beside)
+
+    found = find_model(place.place)
+    places = (found,) if beside is None else (found, find_model(beside, "parts"))
+    model = shelf.take((place.place, beside, dtype, device), places, make)
     return model, request.model_copy(update={"device": device, "dtype": dtype})
 
 
 def resolve(request: R, model: Model) -> R:
     """Nothing left open but a schedule that is the model's own. The seed is drawn here if none was given."""
-    own = model.defaults
+    own, request = model.defaults, settled(request)
     chosen = {
         "width": own.width if request.width is None else request.width,
         "height": own.height if request.height is None else request.height,
         "steps": own.steps if request.steps is None else request.steps,
-        "seed": secrets.randbelow(FOR_RANDOM) if request.seed is None else request.seed,
         "sampler": canonical(request.sampler or Technique(id=own.sampler), "sampler", "sampler"),
         "schedule": canonical(request.schedule, "schedule", "schedule") if request.schedule else None,
         "techniques": tuple(canonical(t, None, "techniques") for t in request.techniques),

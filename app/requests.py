@@ -7,13 +7,16 @@ here and a function in `tasks.py`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+import secrets
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .chosen import LoraChoice, Technique
 
 SEED_LIMIT = 2**63 - 1
+FOR_RANDOM = 2**32
+"""Random seeds stay below this: A1111 and its kin read 32 bits."""
 
 
 class Shorthand(NamedTuple):
@@ -61,6 +64,16 @@ class Request(BaseModel):
     @classmethod
     def _expanded(cls, value: Any) -> Any:
         return cls.expand(value) if isinstance(value, dict) else value
+
+
+R = TypeVar("R", bound=Request)
+
+
+def settled(request: R) -> R:
+    """Nothing left to chance: a seed is drawn if there is none, so that whoever goes on with it gets the same."""
+    if dict(request).get("seed", 0) is not None:
+        return request
+    return request.model_copy(update={"seed": secrets.randbelow(FOR_RANDOM)})
 
 
 class SamplingRequest(Request):

@@ -1,7 +1,7 @@
-"""The tasks: what is asked for (a request class) and what does it (a function). Each is a command.
+"""The tasks: what is asked for (a request class), what does it (a job), and how a terminal runs it (a command).
 
-A function takes the given values of its request and the console; its other keyword parameters are options
-that do not change the result. Heavy imports stay inside the functions.
+A job takes the request and a `Work` (see work.py). A command takes the given values of its request and the console; its
+other keyword parameters are options that do not change the result. Heavy imports stay inside the functions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .faults import refuse
 from .registry import located
 from .requests import GenerateRequest, Request, WorldRequest
 from .settings import config_file, make_request, merged, unknown_variables
+from .work import Job, Outcome, Work
 
 Output = Annotated[
     str | None,
@@ -51,6 +52,8 @@ Sidecar = Annotated[
 class Task(NamedTuple):
     request: type[Request]
     run: Callable[..., Any]
+    """The command."""
+    job: Job
 
 
 def generate(
@@ -68,11 +71,11 @@ def generate(
 
     Techniques are named by their catalogue id: `sfumato techniques` lists them.
     """
-    from .generation import Choices, generate_images, resume_images
+    from .local import Choices, generate_images, resume_images
 
     if resume is not None:
         return resume_images(resume, console, Choices(None, preview_every, sidecar))
-    merged_values = _merged(GenerateRequest, values, config, console)
+    merged_values = gathered(GenerateRequest, values, config, console)
     if "prompt" not in merged_values:
         raise refuse(
             "prompt", None, 'is needed; write sfumato generate "a red cube", or -p "" for an empty one'
@@ -97,14 +100,27 @@ def world(
     """
     from .worlds import make_world
 
-    request = make_request(WorldRequest, _merged(WorldRequest, values, config, console))
+    request = make_request(WorldRequest, gathered(WorldRequest, values, config, console))
     result = make_world(request, console, output=_output(output), dry_run=dry_run)
-    console.data(result, "\n".join(result["files"]) if result["files"] else None)
+    console.data(result, None if dry_run else "")
 
 
-def _merged(
+def generate_job(request: GenerateRequest, work: Work) -> Outcome:
+    from .generation import generate
+
+    return generate(request, work)
+
+
+def world_job(request: WorldRequest, work: Work) -> Outcome:
+    from .worlds import world
+
+    return world(request, work)
+
+
+def gathered(
     request: type[Request], values: dict[str, Any], config: str | None, console: Console
 ) -> dict[str, Any]:
+    """The given values over those of environment and config file."""
     for name in unknown_variables():
         console.say(f"{name}: no setting is called so; it is passed over")
     file = config_file(config)
@@ -119,4 +135,4 @@ def _output(given: str | None) -> str | None:
     return given if given is not None else os.environ.get("SFUMATO_OUTPUT")
 
 
-TASKS = (Task(GenerateRequest, generate), Task(WorldRequest, world))
+TASKS = (Task(GenerateRequest, generate, generate_job), Task(WorldRequest, world, world_job))

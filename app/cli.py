@@ -20,6 +20,7 @@ from .faults import INTERRUPTED, describe
 from .options import request_command
 
 ABOUT = "Images, video and 3D with diffusion and flow models; every technique works with every model family."
+JOBS_ABOUT = "Queue requests, run them in the background, see what became of them."
 MODELS_ABOUT = "Which models there are, what a file is, and ways to get them in. Alone, the list."
 
 app = typer.Typer(
@@ -123,13 +124,16 @@ def register() -> None:
         "": app,
         "train": typer.Typer(help="Train built-in models from their recipes.", no_args_is_help=True),
         "models": typer.Typer(help=MODELS_ABOUT, invoke_without_command=True),
+        "jobs": typer.Typer(help=JOBS_ABOUT, no_args_is_help=True),
+        "jobs submit": typer.Typer(help="Queue a request of a task.", no_args_is_help=True),
     }
     groups["models"].callback(help=MODELS_ABOUT)(_alone(COMMANDS["models list"]))
     for name, function in COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         groups[group].command(verb)(with_console(function))
-    for name in ("models", "train"):
-        app.add_typer(groups[name], name=name)
+    for name in ("jobs submit", "models", "train", "jobs"):
+        group, _, verb = name.rpartition(" ")
+        groups[group].add_typer(groups[name], name=verb)
 
 
 register()

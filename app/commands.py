@@ -11,6 +11,7 @@ import typer
 from ..pipelines.errors import BadInput
 from .console import Console, table
 from .faults import unknown
+from .job_commands import JOBS
 from .model_commands import MODELS
 from .output import ensure_folder
 from .requests import REQUESTS
@@ -172,4 +173,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "schema": schema,
     "train builtin": train_builtin,
     **MODELS,
+    **JOBS,
 }

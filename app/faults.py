@@ -13,6 +13,20 @@ from ..pipelines.errors import BadInput, NotFinite, SfumatoError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+DEFECTS = (
+    ValueError,
+    RuntimeError,
+    OSError,
+    MemoryError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+)
+"""What code may raise by a user's choice or a defect: where one job's fault must not stop the next."""
+
 WORDS = {
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be more than {gt}",

@@ -54,6 +54,8 @@ class Request(BaseModel):
     """image, video or 3d: what a technique must be good for."""
     shorthands: ClassVar[dict[str, Shorthand]] = {}
     positional: ClassVar[str] = "prompt"
+    spoken: ClassVar[bool] = False
+    """Whether the positional value must be given, though it may be empty."""
 
     @classmethod
     def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +203,7 @@ class GenerateRequest(SamplingRequest):
     """Make images from a prompt."""
 
     task: ClassVar[str] = "generate"
+    spoken: ClassVar[bool] = True
 
 
 class WorldRequest(Request):

@@ -75,12 +75,7 @@ def generate(
 
     if resume is not None:
         return resume_images(resume, console, Choices(None, preview_every, sidecar))
-    merged_values = gathered(GenerateRequest, values, config, console)
-    if "prompt" not in merged_values:
-        raise refuse(
-            "prompt", None, 'is needed; write sfumato generate "a red cube", or -p "" for an empty one'
-        )
-    request = make_request(GenerateRequest, merged_values)
+    request = make_request(GenerateRequest, gathered(GenerateRequest, values, config, console))
     return generate_images(
         request, console, Choices(_output(output), preview_every, sidecar), dry_run=dry_run
     )
@@ -126,7 +121,14 @@ def gathered(
     file = config_file(config)
     if file is not None:
         console.detail(f"settings from {file}")
-    return located(merged(request, values, file), file)
+    found = located(merged(request, values, file), file)
+    if request.spoken and request.positional not in found:
+        raise refuse(
+            request.positional,
+            None,
+            f'is needed; write sfumato {request.task} "a red cube", or -p "" for an empty one',
+        )
+    return found
 
 
 def _output(given: str | None) -> str | None:

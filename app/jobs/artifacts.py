@@ -1,0 +1,95 @@
+"""Results as files under the hash of their bytes, and the room they take."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .store import COMPLETED, DONE, OPEN, RUNNING, Store
+
+STALE_DAYS = 7
+"""Checkpoints of failed and cancelled jobs are kept so long for `retry`."""
+
+
+class Freed(NamedTuple):
+    files: int
+    bytes: int
+    dropped: tuple[int, ...] = ()
+    """Jobs whose results are gone."""
+
+
+def artifact_path(home: Path, hash: str, suffix: str) -> Path:
+    return home / "artifacts" / hash[:2] / f"{hash}{suffix}"
+
+
+def hash_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def shelve(home: Path, part: Path, hash: str, suffix: str) -> None:
+    """A finished file under its hash. Only within the transaction that records it, so that `gc` can't come between."""
+    path = artifact_path(home, hash, suffix)
+    if path.exists():
+        part.unlink()
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, path)
+
+
+def usage(store: Store) -> int:
+    """Bytes of all results; the same bytes in several jobs count once."""
+    query = "SELECT COALESCE(SUM(bytes), 0) FROM (SELECT MAX(bytes) AS bytes FROM artifacts GROUP BY hash, suffix)"
+    return int(store.db.execute(query).fetchone()[0])
+
+
+def gc(store: Store, *, to: int | None = None, now: float | None = None) -> Freed:
+    """Delete what nothing refers to; with `to`, results of the oldest finished jobs too, until so much is left."""
+    dropped = [] if to is None else list(_drop_oldest(store, to))
+    files = size = 0
+    for path in _folders(store, time.time() if now is None else now):
+        held = [f for f in path.rglob("*") if f.is_file()]
+        files, size = files + len(held), size + sum(f.stat().st_size for f in held)
+        shutil.rmtree(path, ignore_errors=True)
+    for path in sorted((store.home / "artifacts").glob("*/*")):
+        length = path.stat().st_size
+        with store.change() as db:  # a runner shelves a file and records it in one transaction
+            if db.execute(
+                "SELECT 1 FROM artifacts WHERE hash = ? AND suffix = ?", (path.name[:64], path.name[64:])
+            ).fetchone():
+                continue
+            path.unlink(missing_ok=True)
+        files, size = files + 1, size + length
+    return Freed(files, size, tuple(dropped))
+
+
+def _drop_oldest(store: Store, to: int) -> Iterator[int]:
+    marks = ", ".join("?" * len(DONE))
+    query = (
+        "SELECT id FROM jobs WHERE "
+        f"state IN ({marks}) AND id IN (SELECT job FROM artifacts) ORDER BY finished, id"
+    )
+    for (id,) in store.db.execute(query, DONE).fetchall():
+        if usage(store) <= to:
+            return
+        with store.change(durable=True) as db:
+            gone = db.execute("DELETE FROM artifacts WHERE job = ?", (id,)).rowcount
+            store.append(id, "dropped", {"artifacts": gone})
+        yield id
+
+
+def _folders(store: Store, now: float) -> Iterator[Path]:
+    """Folders of jobs that have no more use for them."""
+    for path in (store.home / "jobs").glob("*"):
+        row = store.db.execute("SELECT state, finished FROM jobs WHERE id = ?", (path.name,)).fetchone()
+        stale = row is not None and row[0] not in OPEN and now - (row[1] or 0) > STALE_DAYS * 86400
+        if row is None or row[0] == COMPLETED or stale:
+            yield path
+        elif row[0] != RUNNING:
+            for part in path.glob("new-*"):
+                part.unlink(missing_ok=True)

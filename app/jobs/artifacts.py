@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from .store import COMPLETED, DONE, OPEN, RUNNING, Store
+
+CHECKPOINT, PREVIEW, DEFECT = "checkpoint", "preview.png", "defect.txt"
+LASTING = (CHECKPOINT, PREVIEW, DEFECT)
+"""Files in the folder of an open job; others are being written."""
 
 STALE_DAYS = 7
 """Checkpoints of failed and cancelled jobs are kept so long for `retry`."""
@@ -52,10 +55,14 @@ def gc(store: Store, *, to: int | None = None, now: float | None = None) -> Free
     """Delete what nothing refers to; with `to`, results of the oldest finished jobs too, until so much is left."""
     dropped = [] if to is None else list(_drop_oldest(store, to))
     files = size = 0
-    for path in _folders(store, time.time() if now is None else now):
-        held = [f for f in path.rglob("*") if f.is_file()]
-        files, size = files + len(held), size + sum(f.stat().st_size for f in held)
-        shutil.rmtree(path, ignore_errors=True)
+    for path in (store.home / "jobs").glob("*"):
+        with store.change():  # nobody claims or retries a job meanwhile
+            useless = _useless(store, path, time.time() if now is None else now)
+            files, size = files + len(useless), size + sum(file.stat().st_size for file in useless)
+            for file in useless:
+                file.unlink()
+            if not any(path.iterdir()):
+                path.rmdir()
     for path in sorted((store.home / "artifacts").glob("*/*")):
         length = path.stat().st_size
         with store.change() as db:  # a runner shelves a file and records it in one transaction
@@ -83,13 +90,14 @@ def _drop_oldest(store: Store, to: int) -> Iterator[int]:
         yield id
 
 
-def _folders(store: Store, now: float) -> Iterator[Path]:
-    """Folders of jobs that have no more use for them."""
-    for path in (store.home / "jobs").glob("*"):
-        row = store.db.execute("SELECT state, finished FROM jobs WHERE id = ?", (path.name,)).fetchone()
-        stale = row is not None and row[0] not in OPEN and now - (row[1] or 0) > STALE_DAYS * 86400
-        if row is None or row[0] == COMPLETED or stale:
-            yield path
-        elif row[0] != RUNNING:
-            for part in path.glob("new-*"):
-                part.unlink(missing_ok=True)
+def _useless(store: Store, folder: Path, now: float) -> list[Path]:
+    """Files of a job's folder that no one will ask for: all at the job's end, else what a kill left half-written."""
+    held = [file for file in folder.rglob("*") if file.is_file()]
+    row = store.db.execute("SELECT state, finished FROM jobs WHERE id = ?", (folder.name,)).fetchone()
+    if (
+        row is None
+        or row[0] == COMPLETED
+        or (row[0] not in OPEN and now - (row[1] or 0) > STALE_DAYS * 86400)
+    ):
+        return held
+    return [] if row[0] == RUNNING else [file for file in held if file.name not in LASTING]

@@ -17,14 +17,14 @@ from ..output import write_text, write_whole
 from ..shelf import Shelf
 from ..work import Artifact, Outcome, Write
 from . import memory
-from .artifacts import hash_of
+from .artifacts import CHECKPOINT, DEFECT, PREVIEW, hash_of
 from .home import Policy
 from .ledger import Claim
 
 if TYPE_CHECKING:
     from PIL import Image
 
-CHECKPOINT, PREVIEW, MANIFEST = "checkpoint", "preview.png", "manifest.json"
+MANIFEST = "manifest.json"
 SHARE = 20
 """Previews take at most one part in so many of the time."""
 
@@ -174,6 +174,6 @@ class JobWork:
         }
 
     def report_defect(self, trace: str) -> Path:
-        file = self.folder / "defect.txt"
+        file = self.folder / DEFECT
         write_text(file, trace)
         return file

@@ -13,7 +13,6 @@ from .artifacts import shelve
 from .locks import device_lock
 from .store import CANCELLED, COMPLETED, FAILED, INTERRUPTED, RUNNING, Job, Store
 
-
 LOST = "lost"
 
 

@@ -119,7 +119,7 @@ def register() -> None:
     from .tasks import TASKS
 
     for task in TASKS:
-        app.command(task.request.task)(with_console(request_command(task.request)(task.run)))
+        app.command(task.request.task)(with_console(request_command(task.request)(task.command)))
     groups = {
         "": app,
         "train": typer.Typer(help="Train built-in models from their recipes.", no_args_is_help=True),

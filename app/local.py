@@ -14,10 +14,10 @@ from ..pipelines.stopping import Stopped
 from .console import Console, Step
 from .faults import DONE, INTERRUPTED, refuse
 from .interruption import asked_to_stop, read_checkpoint, resume_path
-from .output import check_output, image_paths, write_text, write_whole
-from .requests import GenerateRequest
+from .output import FORMATS, check_output, image_folder, image_paths, write_text, write_whole
+from .requests import GenerateRequest, Request
 from .shelf import Shelf
-from .work import Artifact, Outcome, Write
+from .work import Artifact, Job, Outcome, Write
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -170,6 +170,19 @@ def resume_images(name: str, console: Console, choices: Choices) -> int:
     return finish(run, work)
 
 
+def run_here(request: Request, job: Job, console: Console, output: str | None) -> int:
+    """Any task, its results in a folder under their own names."""
+    began, work = time.perf_counter(), LocalWork(console, folder=image_folder(output))
+    try:
+        with work.watched():
+            outcome = job(request, work)
+    except Stopped:
+        console.say(f"interrupted; a job can go on later: `sfumato jobs submit {request.task} --help`")
+        return INTERRUPTED
+    tell(outcome, work, time.perf_counter() - began)
+    return DONE
+
+
 def finish(run: Run, work: LocalWork) -> int:
     """Run to the end or to a checkpoint, and tell."""
     from .generation import make_all
@@ -203,5 +216,7 @@ def tell(outcome: Outcome, work: LocalWork, seconds: float) -> None:
         "seconds": round(seconds, 3),
     }
     work.console.data(result, "")
-    many = "s" if len(files) != 1 else ""
-    work.console.say(f"{len(files)} image{many} in {seconds:.1f} s, seed {request.model_dump().get('seed')}")
+    what = "image" if all(str(row["path"]).endswith(tuple(FORMATS)) for row in files) else "file"
+    seed = dict(request).get("seed")
+    told = "" if seed is None else f", seed {seed}"
+    work.console.say(f"{len(files)} {what}{'s' if len(files) != 1 else ''} in {seconds:.1f} s{told}")

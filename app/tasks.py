@@ -51,9 +51,26 @@ Sidecar = Annotated[
 
 class Task(NamedTuple):
     request: type[Request]
-    run: Callable[..., Any]
-    """The command."""
     job: Job
+    run: Callable[..., Any] | None = None
+    """A command of its own; without one, results go into a folder."""
+
+    @property
+    def command(self) -> Callable[..., Any]:
+        return self.run or plain_command(self)
+
+
+def plain_command(task: Task) -> Callable[..., Any]:
+    """The command of a task that needs no options beside its request's."""
+
+    def run(values: dict[str, Any], console: Console, *, output: Output = None, config: Config = None) -> int:
+        from .local import run_here
+
+        request = make_request(task.request, gathered(task.request, values, config, console))
+        return run_here(request, task.job, console, _output(output))
+
+    run.__doc__ = task.request.__doc__
+    return run
 
 
 def generate(
@@ -137,4 +154,4 @@ def _output(given: str | None) -> str | None:
     return given if given is not None else os.environ.get("SFUMATO_OUTPUT")
 
 
-TASKS = (Task(GenerateRequest, generate, generate_job), Task(WorldRequest, world, world_job))
+TASKS = (Task(GenerateRequest, generate_job, generate), Task(WorldRequest, world_job, world))

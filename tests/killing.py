@@ -17,7 +17,7 @@ from sfumato.app.jobs.runner import Runner
 from sfumato.app.tasks import TASKS
 from sfumato.pipelines.text_to_image import TextToImage
 
-EAGER = Policy(checkpoint_seconds=0, preview_seconds=0, progress_seconds=0, strikes=10**6)
+EAGER = Policy(checkpoint_seconds=0, preview_seconds=0, preview_share=1e9, progress_seconds=0, strikes=10**6)
 """Everything is written at each step, so that there is much to be killed in."""
 
 

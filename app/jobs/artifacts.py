@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,15 +57,12 @@ def gc(store: Store, *, to: int | None = None, now: float | None = None) -> Free
     dropped = [] if to is None else list(_drop_oldest(store, to))
     files = size = 0
     for path in (store.home / "jobs").glob("*"):
-        with store.change():  # nobody claims or retries a job meanwhile
-            useless = _useless(store, path, time.time() if now is None else now)
-            files, size = files + len(useless), size + sum(file.stat().st_size for file in useless)
-            for file in useless:
+        with store.change(), suppress(FileNotFoundError):  # the job's runner may be deleting it too
+            for file in _useless(store, path, time.time() if now is None else now):
+                files, size = files + 1, size + file.stat().st_size
                 file.unlink()
-            if not any(path.iterdir()):
-                path.rmdir()
     for path in sorted((store.home / "artifacts").glob("*/*")):
-        length = path.stat().st_size
+        length = path.stat().st_size if path.exists() else 0
         with store.change() as db:  # a runner shelves a file and records it in one transaction
             if db.execute(
                 "SELECT 1 FROM artifacts WHERE hash = ? AND suffix = ?", (path.name[:64], path.name[64:])
@@ -91,13 +89,17 @@ def _drop_oldest(store: Store, to: int) -> Iterator[int]:
 
 
 def _useless(store: Store, folder: Path, now: float) -> list[Path]:
-    """Files of a job's folder that no one will ask for: all at the job's end, else what a kill left half-written."""
+    """Files of a job's folder that no one will ask for: all at the job's end, else what a kill left half-written.
+
+    Within a transaction, so that nobody claims or retries the job meanwhile. A folder without files is deleted.
+    """
     held = [file for file in folder.rglob("*") if file.is_file()]
     row = store.db.execute("SELECT state, finished FROM jobs WHERE id = ?", (folder.name,)).fetchone()
-    if (
-        row is None
-        or row[0] == COMPLETED
-        or (row[0] not in OPEN and now - (row[1] or 0) > STALE_DAYS * 86400)
-    ):
+    if row is not None and row[0] == RUNNING:
+        return []
+    if not held:
+        folder.rmdir()
+    stale = row is not None and row[0] not in OPEN and now - (row[1] or 0) > STALE_DAYS * 86400
+    if row is None or row[0] == COMPLETED or stale:
         return held
-    return [] if row[0] == RUNNING else [file for file in held if file.name not in LASTING]
+    return [file for file in held if file.name not in LASTING]

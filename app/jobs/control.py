@@ -61,9 +61,9 @@ def retry(store: Store, id: int) -> Job:
         if job.state == COMPLETED:
             raise refuse("job", id, "is completed; submit its request again for another run")
         db.execute(
-            "UPDATE jobs SET state = ?, held = 0, wanted = '', error = '', finished = NULL, strikes = 0, "
-            "fallen = -1 WHERE id = ?",
-            (INTERRUPTED if job.step else QUEUED, id),
+            "UPDATE jobs SET state = CASE WHEN advances > 0 THEN 'interrupted' ELSE 'queued' END, held = 0, "
+            "wanted = '', error = '', finished = NULL, strikes = 0, fallen = -1 WHERE id = ?",
+            (id,),
         )
         store.append(id, "retried")
     return store.get(id)
@@ -98,7 +98,8 @@ def move(store: Store, id: int, *, before: int | None = None) -> Job:
 def first(store: Store) -> int | None:
     """The waiting job that is taken next."""
     row = store.db.execute(
-        "SELECT id FROM jobs WHERE state IN ('queued', 'interrupted') ORDER BY priority DESC, place LIMIT 1"
+        "SELECT id FROM jobs WHERE state IN ('queued', 'interrupted') AND held = 0 "
+        "ORDER BY priority DESC, place LIMIT 1"
     ).fetchone()
     return None if row is None else int(row[0])
 

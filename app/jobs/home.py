@@ -22,6 +22,8 @@ class Policy:
     """Sampling time between checkpoints, 0 is after each step."""
     preview_seconds: float = 1.0
     """Least time between previews."""
+    preview_share: float = 0.05
+    """Most of the time that previews may take."""
     progress_seconds: float = 0.25
     """Least time between two entries of progress."""
     strikes: int = 3

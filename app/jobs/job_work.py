@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MANIFEST = "manifest.json"
-SHARE = 20
-"""Previews take at most one part in so many of the time."""
 
 
 @dataclass
@@ -92,7 +90,7 @@ class JobWork:
         job = self.claim.store.get(self.claim.id)
         self.claim.progress(job.step, job.steps, self._previews)
         cost = time.monotonic() - began
-        self._preview_due = began + max(self.policy.preview_seconds, SHARE * cost)
+        self._preview_due = began + max(self.policy.preview_seconds, cost / self.policy.preview_share)
 
     def about(self) -> Mapping[str, Any]:
         return {}

@@ -67,7 +67,11 @@ class Claim:
 
     def complete(self, manifest: Artifact, part: Path, hash: str) -> None:
         with self.store.change(durable=True):
-            self._set("state = ?, finished = ?, runner = '', wanted = '', phase = ''", COMPLETED, time.time())
+            self._set(
+                "state = ?, finished = ?, runner = '', wanted = '', phase = '', step = steps",
+                COMPLETED,
+                time.time(),
+            )
             self._shelve(manifest, part, hash)
             self.store.append(self.id, COMPLETED, {"manifest": hash})
 

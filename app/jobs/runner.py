@@ -19,6 +19,7 @@ from ..shelf import Shelf
 from ..tasks import TASKS, Task
 from . import memory
 from .artifacts import gc, usage
+from .control import first
 from .home import Policy, told_size
 from .job_work import JobWork
 from .ledger import LOST, Claim, Lost, claim, orphaned
@@ -83,7 +84,7 @@ class Runner:
             now = self.store.version()
             if now != version:
                 version = now
-                full = self._full()
+                full = self._full() if first(self.store) is not None else ""
                 if full and not forever:
                     raise Failure(full)
                 found = None if full else claim(self.store, self.name, self.device, self.others)

@@ -117,7 +117,7 @@ class Store:
     ) -> list[int]:
         """Queue all of them or none."""
         now, home = time.time(), str((folder or Path()).absolute())
-        rows = [self._row(settled(request)) for request in requests]
+        rows = [self._row(request) for request in requests]
         insert = (
             "INSERT INTO jobs (task, request, summary, words, device, folder, created, priority, place, state) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued')"
@@ -132,7 +132,7 @@ class Store:
         return ids
 
     def _row(self, request: Request) -> tuple[str, str, str, str, str]:
-        values = request.model_dump(mode="json")
+        values = settled(request).model_dump(mode="json")
         given = request.model_dump(mode="json", exclude_defaults=True)
         summary = " ".join(str(values.get(request.positional, "")).split())[:200]
         words = f"{request.task} {' '.join(_words(given))}".casefold()

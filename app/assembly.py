@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -138,7 +139,13 @@ def _elsewhere(kind: str) -> str:
 
 def takes_embedded_guidance(model: Model) -> bool:
     """True of distilled networks (FLUX.1 dev) that are told the scale instead of being evaluated twice."""
-    return "guidance" in model.encode([""], key="probe").embeds
+    if model not in _EMBEDDED:
+        _EMBEDDED[model] = "guidance" in model.encode([""], key="probe").embeds
+    return _EMBEDDED[model]
+
+
+_EMBEDDED: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
+"""It takes a text encoder's call to find out, and does not change."""
 
 
 def machine(request: SamplingRequest) -> dict[str, Any]:

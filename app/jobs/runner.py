@@ -154,8 +154,8 @@ class Runner:
 @contextmanager
 def _folder_of(found: Claim) -> Iterator[None]:
     """Relative paths of a request are relative to where it was submitted."""
-    (folder,) = found.store.db.execute("SELECT folder FROM jobs WHERE id = ?", (found.id,)).fetchone()
-    if not Path(folder).is_dir():
+    folder = found.store.folder(found.id)
+    if not folder.is_dir():
         yield
         return
     before = Path.cwd()

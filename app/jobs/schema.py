@@ -30,14 +30,17 @@ CREATE TABLE jobs (
     attempts INTEGER NOT NULL DEFAULT 0,
     error TEXT NOT NULL DEFAULT '',
     summary TEXT NOT NULL,
-    request TEXT NOT NULL,                      -- JSON
-    folder TEXT NOT NULL,                       -- what relative paths of the request are relative to
-    words TEXT NOT NULL,                        -- what a search looks in
     runner TEXT NOT NULL DEFAULT '',            -- whoever claimed it
     runs_on TEXT NOT NULL DEFAULT '',           -- the runner's device
     advances INTEGER NOT NULL DEFAULT 0,        -- checkpoints and results so far
     fallen INTEGER NOT NULL DEFAULT -1,         -- advances when the process last died
     strikes INTEGER NOT NULL DEFAULT 0          -- deaths in a row without an advance
+);
+CREATE TABLE requests (                         -- apart, so that lists need not read past them
+    job INTEGER PRIMARY KEY REFERENCES jobs (id),
+    request TEXT NOT NULL,                      -- JSON
+    folder TEXT NOT NULL,                       -- what relative paths of the request are relative to
+    words TEXT NOT NULL                         -- what a search looks in
 );
 CREATE INDEX jobs_queue ON jobs (priority DESC, place) WHERE state IN ('queued', 'interrupted');
 CREATE INDEX jobs_state ON jobs (state, id);

@@ -74,7 +74,18 @@ class Kept(NamedTuple):
     created: float
 
 
+class Row(NamedTuple):
+    """A request as it is stored."""
+
+    task: str
+    request: str
+    summary: str
+    words: str
+    device: str
+
+
 COLUMNS = ", ".join(Job._fields)
+INSERT = "INSERT INTO jobs (task, device, summary, created, priority, place, state) VALUES (?, ?, ?, ?, ?, ?, 'queued')"
 
 
 class Store:
@@ -117,26 +128,18 @@ class Store:
     ) -> list[int]:
         """Queue all of them or none."""
         now, home = time.time(), str((folder or Path()).absolute())
-        rows = [self._row(request) for request in requests]
-        insert = (
-            "INSERT INTO jobs (task, request, summary, words, device, folder, created, priority, place, state) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued')"
-        )
+        rows = [_row(request) for request in requests]
         ids = []
         with self.change(durable=True) as db:
             place = db.execute("SELECT COALESCE(MAX(place), 0) FROM jobs").fetchone()[0]
             for i, row in enumerate(rows):
-                db.execute(insert, (*row, home, now, priority, place + 1 + i))
+                db.execute(INSERT, (row.task, row.device, row.summary, now, priority, place + 1 + i))
                 ids.append(int(db.execute("SELECT last_insert_rowid()").fetchone()[0]))
+                db.execute(
+                    "INSERT INTO requests VALUES (?, ?, ?, ?)", (ids[-1], row.request, home, row.words)
+                )
                 self.append(ids[-1], QUEUED, {"priority": priority})
         return ids
-
-    def _row(self, request: Request) -> tuple[str, str, str, str, str]:
-        values = settled(request).model_dump(mode="json")
-        given = request.model_dump(mode="json", exclude_defaults=True)
-        summary = " ".join(str(values.get(request.positional, "")).split())[:200]
-        words = f"{request.task} {' '.join(_words(given))}".casefold()
-        return request.task, json.dumps(values), summary, words, str(values.get("device", "auto"))
 
     def get(self, id: int) -> Job:
         row = self.db.execute(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", (id,)).fetchone()
@@ -147,18 +150,25 @@ class Store:
     def request(self, id: int) -> dict[str, Any]:
         """The request's values, as JSON has them."""
         self.get(id)
-        (text,) = self.db.execute("SELECT request FROM jobs WHERE id = ?", (id,)).fetchone()
+        (text,) = self.db.execute("SELECT request FROM requests WHERE job = ?", (id,)).fetchone()
         found: dict[str, Any] = json.loads(text)
         return found
 
+    def folder(self, id: int) -> Path:
+        """What relative paths of a job's request are relative to."""
+        return Path(self.db.execute("SELECT folder FROM requests WHERE job = ?", (id,)).fetchone()[0])
+
     def queue(self, *, limit: int = -1, offset: int = 0) -> list[Job]:
         """What runs and what waits, in the order in which it will be taken."""
-        rows = self.db.execute(
-            f"SELECT {COLUMNS} FROM jobs WHERE state IN ('running', 'queued', 'interrupted') "
-            "ORDER BY state <> 'running', priority DESC, place LIMIT ? OFFSET ?",
-            (limit, offset),
+        running = self.db.execute(
+            f"SELECT {COLUMNS} FROM jobs WHERE state = 'running' ORDER BY id"
+        ).fetchall()
+        waiting = self.db.execute(  # in the order of its index, so that nothing is sorted
+            f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queue WHERE state IN ('queued', 'interrupted') "
+            "ORDER BY priority DESC, place LIMIT ? OFFSET ?",
+            (max(limit - len(running), 0) if limit >= 0 else -1, max(offset - len(running), 0)),
         )
-        return [Job(*row) for row in rows]
+        return [*map(Job._make, running[offset:]), *map(Job._make, waiting)][: limit if limit >= 0 else None]
 
     def history(
         self,
@@ -182,7 +192,9 @@ class Store:
             clauses.append("id < ?")
             values.append(before)
         for word in words:
-            clauses.append("(instr(words, ?) OR instr(lower(error), ?))")
+            clauses.append(
+                "(instr(lower(error), ?) OR id IN (SELECT job FROM requests WHERE instr(words, ?)))"
+            )
             values += [word.casefold()] * 2
         where = " AND ".join(clauses)
         rows = self.db.execute(
@@ -217,6 +229,14 @@ class Store:
     def job_folder(self, id: int) -> Path:
         """Where a job's checkpoint and preview are while it is open."""
         return self.home / "jobs" / str(id)
+
+
+def _row(request: Request) -> Row:
+    values = settled(request).model_dump(mode="json")
+    given = request.model_dump(mode="json", exclude_defaults=True)
+    summary = " ".join(str(values.get(request.positional, "")).split())[:200]
+    words = f"{request.task} {' '.join(_words(given))}".casefold()
+    return Row(request.task, json.dumps(values), summary, words, str(values.get("device", "auto")))
 
 
 def _kept(row: tuple[Any, ...]) -> Kept:

@@ -192,7 +192,7 @@ def test_an_unknown_task_or_field_fails_with_a_sentence(store, runner):
     ids = store.submit_all([SumRequest(), SumRequest()])
     with store.change() as db:
         db.execute("UPDATE jobs SET task = 'sculpt' WHERE id = ?", (ids[0],))
-        db.execute("UPDATE jobs SET request = '{\"steps\": 0}' WHERE id = ?", (ids[1],))
+        db.execute("UPDATE requests SET request = '{\"steps\": 0}' WHERE job = ?", (ids[1],))
     assert runner().run() == {FAILED: 2}
     assert store.get(ids[0]).error.startswith("there is no task 'sculpt'")
     assert store.get(ids[1]).error == "steps: 0 must be at least 1"

@@ -20,7 +20,7 @@ from .faults import INTERRUPTED, describe
 from .options import request_command
 
 ABOUT = "Images, video and 3D with diffusion and flow models; every technique works with every model family."
-JOBS_ABOUT = "Queue requests, run them in the background, see what became of them."
+JOBS_ABOUT = "Queue requests, run them in the background, see what became of them. Alone, the queue."
 MODELS_ABOUT = "Which models there are, what a file is, and ways to get them in. Alone, the list."
 
 app = typer.Typer(
@@ -124,10 +124,11 @@ def register() -> None:
         "": app,
         "train": typer.Typer(help="Train built-in models from their recipes.", no_args_is_help=True),
         "models": typer.Typer(help=MODELS_ABOUT, invoke_without_command=True),
-        "jobs": typer.Typer(help=JOBS_ABOUT, no_args_is_help=True),
+        "jobs": typer.Typer(help=JOBS_ABOUT, invoke_without_command=True),
         "jobs submit": typer.Typer(help="Queue a request of a task.", no_args_is_help=True),
     }
-    groups["models"].callback(help=MODELS_ABOUT)(_alone(COMMANDS["models list"]))
+    for name, about in (("models", MODELS_ABOUT), ("jobs", JOBS_ABOUT)):
+        groups[name].callback(help=about)(_alone(COMMANDS[f"{name} list"]))
     for name, function in COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         groups[group].command(verb)(with_console(function))

@@ -38,6 +38,8 @@ def add_up(request: SumRequest, work: Work) -> Outcome:
         work.checkpoint(lambda path, now=now: path.write_text(json.dumps(now)), now["step"], request.steps)
         work.progress(state["step"], request.steps)
     for i, phase in enumerate(("decode", "write")):
+        if f"{phase}.txt" in work.kept():
+            continue
         work.phase(phase)
         record = {"request": request.model_dump(mode="json")}
         text = f"{state['sum'] + i}\n".encode()

@@ -29,7 +29,7 @@ from .store import COMPLETED, FAILED, Store
 if TYPE_CHECKING:
     from ..requests import Request
 
-WAIT = 0.02
+WAIT = 0.01
 """Seconds between two looks at whether something was submitted; a look takes microseconds."""
 PATIENCE = 2.0
 """Seconds to wait for a device that someone is just looking after."""

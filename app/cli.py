@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -156,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `sfumato techniques | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError, sqlite3.Error) as error:
         described = describe(error)
         if described is None:
             raise

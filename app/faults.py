@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
@@ -107,6 +108,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return BAD_INPUT, str(error)
     if isinstance(error, OSError):
         return FAILED, os_sentence(error)
+    if isinstance(error, sqlite3.Error):
+        return FAILED, f"the database of jobs: {error}; is the disk full, or the folder on a network?"
     if isinstance(error, MemoryError):
         return FAILED, "out of memory: ask for a smaller size or count"
     if isinstance(error, Failure):

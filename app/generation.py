@@ -102,7 +102,7 @@ def generate(request: GenerateRequest, work: Work) -> Outcome:
     try:
         return make_all(prepare(request, work), work)
     finally:
-        if request.embeddings or request.loras or "<lora:" in request.prompt or "{" in request.prompt:
+        if request.embeddings or request.loras or request.wildcards or "<lora:" in request.prompt:
             work.shelf.clear()  # LoRAs and learned words stay on a model; the next request gets a clean one
 
 
@@ -186,6 +186,8 @@ def strange(run: Run, job: Mapping[str, Any]) -> str | None:
         return "belongs to other LoRAs or embeddings than those there are now"
     if job.get("pictures", {}) != run.pictures:
         return "belongs to other pictures than those there are now"
+    if job["request"] != run.request.model_dump(mode="json"):
+        return f"belongs to other settings or another device than {run.request.device}"
     return None
 
 

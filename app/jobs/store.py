@@ -217,6 +217,15 @@ class Store:
         )
         return [_kept(row) for row in rows]
 
+    def artifact(self, hash: str) -> Kept:
+        """A result by the hash of its bytes."""
+        row = self.db.execute(
+            f"SELECT {', '.join(Kept._fields)} FROM artifacts WHERE hash = ? LIMIT 1", (hash,)
+        ).fetchone()
+        if row is None:
+            raise refuse("artifact", hash, "is not there; `sfumato jobs show ID` has a job's results")
+        return _kept(row)
+
     def counts(self) -> dict[str, int]:
         """Jobs by state."""
         found = dict(self.db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state").fetchall())

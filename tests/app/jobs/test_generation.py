@@ -81,6 +81,38 @@ def test_weights_that_changed_are_opened_again(store, runner, asked, tiny, tmp_p
     assert first.shelf.model is not before
 
 
+def test_learned_words_do_not_stay(store, runner, asked, tiny):
+    """A job with a learned word leaves no model behind that knows it."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"emb_params": torch.ones(1, 24)}, "glow.safetensors")
+    plain = [
+        store.submit(asked(prompt="a cube of glow")),
+        store.submit(asked(prompt="x", embeddings=("glow.safetensors",))),
+    ]
+    plain.append(store.submit(asked(prompt="a cube of glow")))
+    used = runner()
+    assert used.run() == {COMPLETED: 3}
+    assert pictures(store, plain[0]) == pictures(store, plain[2])
+
+
+def test_a_checkpoint_of_other_settings_is_left_with_a_note(store, runner, asked, monkeypatch):
+    from diffusers import UNet2DConditionModel
+
+    id = store.submit(asked())
+    with monkeypatch.context() as patch:
+        stop_at(patch, store, id, UNet2DConditionModel, "forward", 2)
+        runner().run()
+    with store.change() as db:
+        request = json.dumps(store.request(id) | {"steps": 4})
+        db.execute("UPDATE requests SET request = ? WHERE job = ?", (request, id))
+    control.retry(store, id)
+    assert runner().run() == {COMPLETED: 1}
+    notes = [event.data["text"] for event in store.events(job=id) if event.kind == "note"]
+    assert any("belongs to other settings" in note for note in notes)
+
+
 def stop_at(monkeypatch, store: Store, id: int, place: object, name: str, call: int) -> list[int]:
     """Cancel the job as the n-th call begins; the list counts the calls."""
     calls: list[int] = []

@@ -97,6 +97,16 @@ def test_run_in_this_process(sfumato, submit):
     assert sfumato("jobs", "run", "--alone", "--device", "cuda:7").code == 1
 
 
+def test_a_broken_database_is_one_sentence(sfumato, submit, home):
+    submit()
+    file = home / "jobs.sqlite"
+    Store(home).db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:8192] + bytes(len(whole) - 8192))
+    said = sfumato("jobs", "list")
+    assert said.code in (1, 2) and len(said.err.strip().splitlines()) == 1, said
+
+
 def started(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "sfumato.app", "jobs", "run", "--device", "cpu", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

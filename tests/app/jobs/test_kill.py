@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import time
 from collections import Counter
@@ -11,14 +12,14 @@ from pathlib import Path
 import pytest
 from killing import Spot, child, end
 from sfumato.app import assembly
-from sfumato.app.jobs import artifacts
+from sfumato.app.jobs import artifacts, control
 from sfumato.app.jobs.ledger import recover
 from sfumato.app.jobs.store import COMPLETED, INTERRUPTED, QUEUED, Store
 from sfumato.app.requests import GenerateRequest
 from sfumato.app.shelf import Shelf
 
 SEEDS = (1, 2, 3)
-RANDOM_KILLS = 40
+RANDOM_KILLS = 30
 SPOTS = [
     Spot(place, call, when)
     for place, calls, whens in (
@@ -67,6 +68,38 @@ def check_whole(store: Store, ids: list[int]) -> None:
         assert store.events(job=id)[0].kind == QUEUED
 
 
+def test_a_client_that_is_killed_loses_nothing_it_was_told(tmp_path: Path) -> None:
+    """It submits and steers in a loop, and is killed five times."""
+    draw, told = random.Random(1), 0
+    for _ in range(5):
+        read, write = os.pipe()
+        if (pid := os.fork()) == 0:
+            try:
+                own = Store(tmp_path)
+                while True:
+                    id = own.submit(asked(1))
+                    control.pause(own, id)
+                    os.write(write, b"x")
+            finally:
+                os._exit(1)
+        os.close(write)
+        assert end(pid, draw.uniform(0.05, 0.3))
+        told += len(os.read(read, 65536))
+        os.close(read)
+        store = Store(tmp_path)
+        assert store.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        jobs = store.queue()
+        assert sum(job.held for job in jobs) >= told
+        for job in jobs:
+            assert [event.kind for event in store.events(job=job.id)][: 1 + job.held] in (
+                [QUEUED],
+                [QUEUED, "paused"],
+            )
+        store.close()
+    assert told > 5
+
+
+@pytest.mark.slow
 def test_kills(shelf: Shelf, tmp_path: Path) -> None:
     quiet = Store(tmp_path / "quiet")
     ids = [quiet.submit(asked(seed)) for seed in SEEDS]

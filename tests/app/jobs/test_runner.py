@@ -85,6 +85,7 @@ def test_the_same_bytes_are_one_file(store, runner):
     ids = [store.submit(SumRequest(seed=7)) for _ in range(2)]
     runner().run()
     first, second = (store.artifacts(id) for id in ids)
+    assert store.artifact(first[0].hash).name == "decode.txt"
     assert [kept.hash for kept in first[:1]] == [kept.hash for kept in second[:1]]
     assert len(list((store.home / "artifacts").glob("*/*.txt"))) == 2
 

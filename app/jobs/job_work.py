@@ -49,7 +49,8 @@ class JobWork:
     _previews: int = 0
     _preview_due: float = 0.0
 
-    def __post_init__(self) -> None:
+    def begin(self) -> None:
+        memory.begin(self.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.names |= {kept.name for kept in self.claim.store.artifacts(self.claim.id)}
         self._previews = self.claim.store.get(self.claim.id).previews

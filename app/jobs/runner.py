@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...pipelines.stopping import Stopped, stoppable
-from ..faults import DEFECTS, Failure, describe
+from ..faults import DEFECTS, Failure, describe, os_sentence
 from ..settings import make_request
 from ..shelf import Shelf
 from ..tasks import TASKS, Task
-from . import memory
 from .artifacts import gc, usage
 from .control import first
 from .home import Policy, told_size
@@ -109,29 +108,36 @@ class Runner:
     def run_job(self, found: Claim) -> str:
         """The job to its end, or to where it was asked to stop. Returns its state."""
         work = JobWork(found, self.shelf, self.device.partition(":")[0], self.policy, self.stopping)
-        state = COMPLETED
         try:
-            memory.begin(self.device)
-            task, request = self._asked(found)
-            with _folder_of(found), stoppable(work.cancelled):
-                outcome = task.job(request, work)
-            work.finish(outcome)
-        except Stopped:
-            state = self._stop(work)
+            state = self._end_of(found, work)
         except Lost:
             state = LOST
-        except DEFECTS as error:
-            state = FAILED
-            self.shelf.clear()
-            found.fail(self._sentence(work, error))
         job = self.store.get(found.id)
         self.say(f"job {found.id}: {job.state}{f', {job.error}' if job.error else ''}")
         return state
 
+    def _end_of(self, found: Claim, work: JobWork) -> str:
+        try:
+            work.begin()
+            task, request = self._asked(found)
+            with _folder_of(found), stoppable(work.cancelled):
+                outcome = task.job(request, work)
+            work.finish(outcome)
+            return COMPLETED
+        except Stopped:
+            return self._stop(work)
+        except DEFECTS as error:
+            self.shelf.clear()
+            found.fail(self._sentence(work, error))
+            return FAILED
+
     def _stop(self, work: JobWork) -> str:
         if work.claim.wanted() == LOST:
             return LOST
-        work.write_checkpoint()
+        try:
+            work.write_checkpoint()
+        except OSError as error:  # the one before is still there
+            work.note(f"no checkpoint could be written: {os_sentence(error)}")
         return work.claim.stopped()
 
     def _asked(self, found: Claim) -> tuple[Task, Request]:
@@ -146,7 +152,7 @@ class Runner:
         """What the user is told; a defect of ours keeps its traceback in a file."""
         described = describe(error)
         if described is not None:
-            return described[1]
+            return described[1].replace("\n", "; ")
         file = work.report_defect("".join(traceback.format_exception(error)))
         return f"a defect of sfumato: {type(error).__name__}: {str(error)[:200]} (details: {file})"
 

@@ -23,11 +23,12 @@ def supervise(arguments: Sequence[str], home: Path, console: Console, *, strikes
     """`sfumato jobs run --alone` with these arguments, until it ends by itself."""
     command = [sys.executable, "-m", "sfumato.app", "jobs", "run", "--alone", *arguments]
     while True:
-        child = subprocess.Popen(command, preexec_fn=_end_with_parent if sys.platform == "linux" else None)
+        child = subprocess.Popen(  # in a group of its own, so that Ctrl+C reaches it once, from here
+            command, preexec_fn=_end_with_parent if sys.platform == "linux" else None, process_group=0
+        )
 
         def hand_on(number: int, frame: FrameType | None, child: subprocess.Popen[bytes] = child) -> None:
-            if number != signal.SIGINT:  # the terminal has sent that to both
-                child.send_signal(number)
+            child.send_signal(number)
 
         before = [signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)]
         try:

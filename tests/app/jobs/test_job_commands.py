@@ -136,8 +136,7 @@ def test_processes(sfumato, submit, home):
     assert (store.job_folder(id) / "checkpoint").exists() and not store.get(id).held
     second = started()
     until(lambda: store.get(id).attempts == 3 and store.get(id).phase == "sample")
-    for pid in (second.pid, *map(int, children(second.pid))):
-        os.kill(pid, signal.SIGINT)
+    second.send_signal(signal.SIGINT)
     out, err = second.communicate(timeout=60)
     assert second.returncode == 130 and "Traceback" not in err and out == "1 interrupted\n"
     assert json.loads(sfumato("jobs", "list", "--json").out)["counts"]["interrupted"] == 1

@@ -199,6 +199,44 @@ def test_an_unknown_task_or_field_fails_with_a_sentence(store, runner):
     assert store.get(ids[1]).error == "steps: 0 must be at least 1"
 
 
+def test_a_pause_on_a_full_disk_keeps_the_earlier_checkpoint(store, runner):
+    """The job is interrupted all the same, and says what went wrong."""
+    id = store.submit(SumRequest(seed=1, steps=4))
+
+    def pausing(request: SumRequest, work: Work) -> Outcome:
+        checkpoint = work.checkpoint
+
+        def full(save, step, steps) -> None:
+            checkpoint(save, step, steps)
+            if step == 2:
+                control.pause(store, id)
+                work._last = (lambda path: _raise_full(path), step, steps)
+
+        work.checkpoint = full
+        return add_up(request, work)
+
+    runner(Task(SumRequest, pausing)).run()
+    assert (store.get(id).state, store.get(id).held) == (INTERRUPTED, 1)
+    assert "No space left" in next(e.data["text"] for e in store.events(job=id) if e.kind == "note")
+    assert json.loads((store.job_folder(id) / "checkpoint").read_text())["step"] == 2
+
+
+def _raise_full(path: Path) -> None:
+    raise OSError(28, "No space left on device", str(path))
+
+
+def test_a_failure_of_a_job_that_was_taken_away_is_not_written(store, runner):
+    id = store.submit(SumRequest())
+
+    def lose(request: SumRequest, work: Work) -> Outcome:
+        with store.change() as db:
+            db.execute("UPDATE jobs SET runner = 'another'")
+        raise KeyError("x")
+
+    assert runner(Task(SumRequest, lose)).run() == {"lost": 1}
+    assert store.get(id).state == RUNNING
+
+
 def crash(name: str) -> None:
     if name == "sample":
         os.kill(os.getpid(), signal.SIGKILL)

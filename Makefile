@@ -53,6 +53,7 @@ pictures: $(READY)
 bench: $(READY)
 	$(PY) benchmarks/network.py
 	$(PY) benchmarks/generate.py
+	$(PY) benchmarks/jobs.py
 	$(PY) benchmarks/world.py
 	$(PY) benchmarks/reuse.py
 	$(PY) docs/build.py

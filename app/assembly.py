@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-import secrets
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
-from ..pipelines.bridges import open_bridge, with_bridge
+from ..pipelines.bridges import find_bridge, open_bridge, with_bridge
 from ..pipelines.guidance.cfg import Cfg
-from ..pipelines.loading import builtin_names, open_model
+from ..pipelines.loading import builtin_names, find_model, open_model
 from ..pipelines.protocols import Model
 from ..pipelines.sizes import check_size
 from ..pipelines.text_to_image import TextToImage
@@ -20,19 +20,17 @@ from .chosen import Technique
 from .faults import refuse
 from .pictures import own_size
 from .registry import locate
-from .requests import SamplingRequest
+from .requests import SamplingRequest, settled
+from .shelf import Shelf
 
 R = TypeVar("R", bound=SamplingRequest)
-
-FOR_RANDOM = 2**32
-"""Random seeds stay below this: A1111 and its kin read 32 bits."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def open_for(request: R) -> tuple[Model, R]:
-    """The model on its device, and the request with device and dtype settled."""
-    device = request.device
+def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
+    """The model on its device, and the request with device and dtype settled. `device` is what `auto` means."""
+    device = device if request.device == "auto" else request.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -48,14 +46,18 @@ def open_for(request: R) -> tuple[Model, R]:
         )
     place = locate(request.model)
     parts = request.parts or place.parts
-    model = open_model(
-        place.place,
-        dtype=getattr(torch, dtype),
-        device=device,
-        parts=locate(parts, field="parts").place if parts else None,
-    )
-    if request.bridge:
-        model = with_bridge(model, open_bridge(request.bridge, dtype=getattr(torch, dtype), device=device))
+    beside = locate(parts, field="parts").place if parts else None
+    places = [find_model(place.place)]
+    places += [] if beside is None else [find_model(beside, "parts")]
+    places += [find_bridge(request.bridge)] if request.bridge else []
+
+    def make() -> Model:
+        opened = open_model(place.place, dtype=getattr(torch, dtype), device=device, parts=beside)
+        if not request.bridge:
+            return opened
+        return with_bridge(opened, open_bridge(request.bridge, dtype=getattr(torch, dtype), device=device))
+
+    model = shelf.take((place.place, beside, request.bridge, dtype, device), tuple(places), make)
     return model, request.model_copy(update={"device": device, "dtype": dtype})
 
 
@@ -64,7 +66,7 @@ def resolve(request: R, model: Model) -> R:
 
     The dial `reuse` becomes the technique that it stands for, by which the picture can be made again.
     """
-    own = model.defaults
+    own, request = model.defaults, settled(request)
     size = (own.width, own.height)
     if request.width is None and request.height is None:
         size = own_size(request, model)
@@ -77,7 +79,6 @@ def resolve(request: R, model: Model) -> R:
         "width": size[0] if request.width is None else request.width,
         "height": size[1] if request.height is None else request.height,
         "steps": steps,
-        "seed": secrets.randbelow(FOR_RANDOM) if request.seed is None else request.seed,
         "sampler": canonical(request.sampler or Technique(id=own.sampler), "sampler", "sampler"),
         "schedule": canonical(request.schedule, "schedule", "schedule") if request.schedule else None,
         "techniques": techniques,
@@ -156,7 +157,13 @@ def _elsewhere(kind: str) -> str:
 
 def takes_embedded_guidance(model: Model) -> bool:
     """True of distilled networks (FLUX.1 dev) that are told the scale instead of being evaluated twice."""
-    return "guidance" in model.encode([""], key="probe").embeds
+    if model not in _EMBEDDED:
+        _EMBEDDED[model] = "guidance" in model.encode([""], key="probe").embeds
+    return _EMBEDDED[model]
+
+
+_EMBEDDED: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
+"""It takes a text encoder's call to find out, and does not change."""
 
 
 def machine(request: SamplingRequest) -> dict[str, Any]:

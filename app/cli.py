@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from .faults import INTERRUPTED, describe
 from .options import request_command
 
 ABOUT = "Images, video and 3D with diffusion and flow models; every technique works with every model family."
+JOBS_ABOUT = "Queue requests, run them in the background, see what became of them. Alone, the queue."
 MODELS_ABOUT = "Which models there are, what a file is, and ways to get them in. Alone, the list."
 
 app = typer.Typer(
@@ -118,18 +120,22 @@ def register() -> None:
     from .tasks import TASKS
 
     for task in TASKS:
-        app.command(task.request.task)(with_console(request_command(task.request)(task.run)))
+        app.command(task.request.task)(with_console(request_command(task.request)(task.command)))
     groups = {
         "": app,
         "train": typer.Typer(help="Train built-in models from their recipes.", no_args_is_help=True),
         "models": typer.Typer(help=MODELS_ABOUT, invoke_without_command=True),
+        "jobs": typer.Typer(help=JOBS_ABOUT, invoke_without_command=True),
+        "jobs submit": typer.Typer(help="Queue a request of a task.", no_args_is_help=True),
     }
-    groups["models"].callback(help=MODELS_ABOUT)(_alone(COMMANDS["models list"]))
+    for name, about in (("models", MODELS_ABOUT), ("jobs", JOBS_ABOUT)):
+        groups[name].callback(help=about)(_alone(COMMANDS[f"{name} list"]))
     for name, function in COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         groups[group].command(verb)(with_console(function))
-    for name in ("models", "train"):
-        app.add_typer(groups[name], name=name)
+    for name in ("jobs submit", "models", "train", "jobs"):
+        group, _, verb = name.rpartition(" ")
+        groups[group].add_typer(groups[name], name=verb)
 
 
 register()
@@ -151,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `sfumato techniques | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError, sqlite3.Error) as error:
         described = describe(error)
         if described is None:
             raise

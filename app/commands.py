@@ -11,6 +11,7 @@ import typer
 from ..pipelines.errors import BadInput
 from .console import Console, table
 from .faults import unknown
+from .job_commands import JOBS
 from .model_commands import MODELS
 from .output import ensure_folder
 from .requests import REQUESTS
@@ -175,4 +176,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train harmonica": train_harmonica,
     "train reuse": train_reuse,
     **MODELS,
+    **JOBS,
 }

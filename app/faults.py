@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,20 @@ from pydantic import ValidationError
 from ..pipelines.errors import BadInput, NotFinite, SfumatoError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+DEFECTS = (
+    ValueError,
+    RuntimeError,
+    OSError,
+    MemoryError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+)
+"""What code may raise by a user's choice or a defect: where one job's fault must not stop the next."""
 
 WORDS = {
     "greater_than_equal": "must be at least {ge}",
@@ -93,6 +108,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return BAD_INPUT, str(error)
     if isinstance(error, OSError):
         return FAILED, os_sentence(error)
+    if isinstance(error, sqlite3.Error):
+        return FAILED, f"the database of jobs: {error}; is the disk full, or the folder on a network?"
     if isinstance(error, MemoryError):
         return FAILED, "out of memory: ask for a smaller size or count"
     if isinstance(error, Failure):

@@ -1,46 +1,39 @@
-"""The `generate` task: sample, save each image as soon as it is finished, and survive an interruption."""
+"""The `generate` task: sample batch by batch, and hand over each image as soon as it is finished."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..pipelines.checkpoint import Checkpoint
 from ..pipelines.errors import BadInput, SfumatoError
 from ..pipelines.loop import Cancelled, Control, Event
 from ..pipelines.protocols import Model
-from ..pipelines.text_to_image import Images, TextToImage
-from .assembly import assemble, defaults_used, machine, open_for, plan, resolve
-from .console import Console
-from .faults import DONE, INTERRUPTED, Failure, refuse
-from .interruption import Interrupted, asked_to_stop, read_resume, resume_path
+from ..pipelines.stopping import Stopped
+from ..pipelines.text_to_image import TextToImage, as_images
+from .assembly import assemble, defaults_used, machine, open_for, resolve
+from .faults import Failure
+from .interruption import read_checkpoint
 from .loras import Adapters, put_on
-from .metadata import check_metadata_fits, make_record, model_hash, save_image
-from .output import check_output, image_paths, write_text, write_whole
+from .metadata import check_metadata_fits, encoder, make_record, model_hash
+from .output import FORMATS
 from .pictures import framed, show, size_note
 from .requests import GenerateRequest
 from .words import Words, words_of
+from .work import Artifact, Outcome, Work
 
 T = TypeVar("T")
 
 PREVIEW_SIDE = 256
 """Longest side of a preview, pixels."""
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Options that do not change the result."""
-
-    output: str | None = None
-    preview_every: int = 0
-    sidecar: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,13 +43,15 @@ class Run:
     request: GenerateRequest
     model: Model
     pipe: TextToImage
-    paths: tuple[Path, ...]
-    choices: Choices
     words: tuple[Words, ...]
     """What the prompts come to, per image."""
     adapters: Adapters
     pictures: Mapping[str, str]
     """Hashes of the pictures given, by name."""
+    suffix: str = ".png"
+
+    def name(self, index: int) -> str:
+        return f"{index:04d}{self.suffix}"
 
     def record(self, index: int) -> dict[str, Any]:
         words = self.words[index]
@@ -83,56 +78,53 @@ class Run:
         return next((i for i in range(first, end) if self.words[i].loras != loras), end) - first
 
     def job(self, first: int) -> dict[str, Any]:
-        """What a checkpoint must carry to be taken up again; also its fingerprint."""
+        """What a checkpoint must carry to be taken up again."""
         return {
             "request": self.request.model_dump(mode="json"),
             "first": first,
-            "paths": [str(path.absolute()) for path in self.paths],
             "model": model_hash(self.model.info()),
             "adapters": [self.adapters.hashes, self.adapters.words],
             "pictures": dict(self.pictures),
-            "sidecar": self.choices.sidecar,
         }
 
 
-def generate_images(
-    request: GenerateRequest, console: Console, choices: Choices, *, dry_run: bool = False
-) -> int:
-    """Make and save all images of a request. With `dry_run` only tell what would be done."""
-    check_output(choices.output, make=not dry_run)
-    run = prepare(request, console, choices, dry_run=dry_run)
-    if dry_run:
-        planned = plan(run.request, run.model)
-        data = {
-            "request": run.request.model_dump(mode="json"),
-            "plan": planned,
-            "files": [str(p) for p in run.paths],
-        }
-        console.data(data)
-        return DONE
-    return make_all(run, console)
+class Batch(NamedTuple):
+    """Images between sampling and decoding."""
+
+    latents: Tensor
+    seeds: tuple[int, ...]
+    encode: float
+    """Seconds."""
+    sample: float
+
+
+def generate(request: GenerateRequest, work: Work) -> Outcome:
+    """The task."""
+    try:
+        return make_all(prepare(request, work), work)
+    finally:
+        if request.embeddings or request.loras or request.wildcards or "<lora:" in request.prompt:
+            work.shelf.clear()  # LoRAs and learned words stay on a model; the next request gets a clean one
 
 
 def prepare(
     request: GenerateRequest,
-    console: Console,
-    choices: Choices,
+    work: Work,
     *,
-    dry_run: bool = False,
+    suffix: str = ".png",
     words_for: Callable[[GenerateRequest], tuple[Words, ...]] = words_of,
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done."""
-    console.detail(f"opening {request.model}")
-    model, request = open_for(framed(request))
+    work.phase("load")
+    model, request = open_for(framed(request), work.shelf, work.device)
     request = resolve(request, model)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
     adapters = put_on(request, model, words)
-    paths = image_paths(choices.output, request.count, make=not dry_run)
-    check_metadata_fits(paths[0], request, words)
-    run = Run(request, model, pipe, tuple(paths), choices, words, adapters, pictures)
+    check_metadata_fits(Path(f"0000{suffix}"), request, words)
+    run = Run(request, model, pipe, words, adapters, pictures, suffix)
     for note in all_notes(run):
-        console.say(note)
+        work.note(note)
     return run
 
 
@@ -160,64 +152,108 @@ def remarks(words: Words, model: Model) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def make_all(run: Run, console: Console, *, first: int = 0, checkpoint: Checkpoint | None = None) -> int:
-    """Sample batch by batch from image `first` on."""
-    began = time.perf_counter()
-    request, files = run.request, []
-    try:
-        with asked_to_stop(console.say) as stopped, console.progress("sampling") as step:
-            while first < request.count:
-                job = json.dumps(run.job(first), sort_keys=True)
-                control = Control(
-                    cancelled=stopped, fingerprint=job, resume=checkpoint, on_step=_watch(run, first, step)
-                )
-                images = sample(run, first, control)
-                files += save_all(run, first, images, console)
-                first, checkpoint = first + len(images.seeds), None
-    except Interrupted as stop:
-        hint = f"sfumato {request.task} --resume {stop.path}"
-        console.say(f"{stop}, image {first + 1} of {request.count}; go on with: {hint}")
-        console.data({"interrupted": True, "resume": str(stop.path), "files": files}, "")
-        return INTERRUPTED
-    seconds = time.perf_counter() - began
-    result = {
-        "task": request.task,
-        "files": files,
-        "request": request.model_dump(mode="json"),
-        "model": dict(run.model.info()),
-        "notes": all_notes(run),
-        "seconds": round(seconds, 3),
-    }
-    console.data(result, "")
-    console.say(f"{len(files)} image{'s' if len(files) != 1 else ''} in {seconds:.1f} s, seed {request.seed}")
-    return DONE
+def make_all(run: Run, work: Work) -> Outcome:
+    """Sample batch by batch, without what was kept before an interruption."""
+    request, first = run.request, 0
+    earlier = earlier_checkpoint(run, work)
+    while first < request.count:
+        count = run.alike(first)
+        if not {run.name(index) for index in range(first, first + count)} <= set(work.kept()):
+            batch = sample(run, first, work, earlier)
+            for offset in range(count):
+                keep(run, first + offset, batch, offset, work)
+        first += count
+    return Outcome(request, run.model.info(), tuple(all_notes(run)))
 
 
-def sample(run: Run, first: int, control: Control) -> Images:
-    """One batch, from image `first` on. On a stop the checkpoint is saved beside the image to come."""
+def earlier_checkpoint(run: Run, work: Work) -> Checkpoint | None:
+    """Where an interrupted run stopped; one that has become strange is left, with a note."""
+    file = work.saved()
+    if file is None:
+        return None
+    checkpoint, job = read_checkpoint(str(file))
+    why = strange(run, job)
+    if why is None:
+        return checkpoint
+    work.note(f"the checkpoint {why}; its images start anew")
+    return None
+
+
+def strange(run: Run, job: Mapping[str, Any]) -> str | None:
+    """Why the checkpoint of `job` can't be gone on with: what the request names is not what it was."""
+    if model_hash(run.model.info()) != job["model"]:
+        return f"belongs to other weights than those of {run.request.model}"
+    if job.get("adapters", [{}, {}]) != [run.adapters.hashes, run.adapters.words]:
+        return "belongs to other LoRAs or embeddings than those there are now"
+    if job.get("pictures", {}) != run.pictures:
+        return "belongs to other pictures than those there are now"
+    if job["request"] != run.request.model_dump(mode="json"):
+        return f"belongs to other settings or another device than {run.request.device}"
+    return None
+
+
+def sample(run: Run, first: int, work: Work, earlier: Checkpoint | None = None) -> Batch:
+    """One batch, from image `first` on; from its checkpoint, if `earlier` is one of this batch."""
     request, count = run.request, run.alike(first)
     assert request.seed is not None
     words = run.words[first : first + count]
     told = [(one.prompt, one.negative) for one in words]
     same = len(set(told)) == 1
     run.adapters.weigh(words[0].loras)
-    try:
-        return built(
-            lambda: run.pipe(
-                told[0][0] if same else [prompt for prompt, _ in told],
-                negative=told[0][1] if same else [negative for _, negative in told],
-                width=request.width,
-                height=request.height,
-                steps=request.steps,
-                seed=(request.seed or 0) + first,
-                count=count if same else 1,
-                control=control,
-            )
+    fingerprint = json.dumps(run.job(first) | dict(work.about()), sort_keys=True)
+    began = time.perf_counter()
+    work.phase("encode")
+    encoded = built(
+        lambda: run.pipe.encode(
+            told[0][0] if same else [prompt for prompt, _ in told],
+            negative=told[0][1] if same else [negative for _, negative in told],
+            width=request.width,
+            height=request.height,
+            steps=request.steps,
+            seed=(request.seed or 0) + first,
+            count=count if same else 1,
         )
+    )
+    ready = time.perf_counter()
+    work.phase("sample")
+    control = Control(
+        on_step=_watch(run, first, work),
+        cancelled=work.cancelled,
+        on_checkpoint=lambda at: work.checkpoint(at.save, at.step, len(at.ts) - 1),
+        fingerprint=fingerprint,
+        resume=earlier if earlier is not None and earlier.fingerprint == fingerprint else None,
+    )
+    try:
+        latents = built(lambda: run.pipe.sample(encoded, control))
     except Cancelled as cancelled:
-        path = resume_path(run.paths[first])
-        cancelled.checkpoint.save(path)
-        raise Interrupted(path, cancelled.checkpoint.step, len(cancelled.checkpoint.ts) - 1) from cancelled
+        at = cancelled.checkpoint
+        work.checkpoint(at.save, at.step, len(at.ts) - 1)
+        raise Stopped(str(cancelled)) from cancelled
+    return Batch(latents, encoded.seeds, ready - began, time.perf_counter() - ready)
+
+
+def keep(run: Run, index: int, batch: Batch, offset: int, work: Work) -> None:
+    """Decode one image of a batch and hand it over."""
+    name = run.name(index)
+    if name in work.kept():
+        return
+    began = time.perf_counter()
+    work.phase("decode")
+    image = decoded(run, batch, offset)
+    seconds = {"encode": batch.encode, "sample": batch.sample, "decode": time.perf_counter() - began}
+    work.phase("write")
+    record, kind = run.record(index), FORMATS[run.suffix]
+    about = {
+        "index": index,
+        "seed": batch.seeds[offset],
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+    media = f"image/{kind.lower()}"
+    work.keep(Artifact(name, media, record, about), encoder(image, kind, record))
+
+
+def decoded(run: Run, batch: Batch, offset: int) -> Image.Image:
+    return as_images(built(lambda: run.pipe.decode(batch.latents[offset : offset + 1])))[0]
 
 
 def built(make: Callable[[], T]) -> T:
@@ -236,65 +272,22 @@ def built(make: Callable[[], T]) -> T:
         raise Failure("out of memory; ask for a smaller size, --batch 1 or --dtype bfloat16") from error
 
 
-def save_all(run: Run, first: int, images: Images, console: Console) -> list[dict[str, Any]]:
-    """Write the batch; tell each path as soon as its file is whole."""
-    files = []
-    for offset, (image, seed) in enumerate(zip(images.images, images.seeds, strict=True)):
-        index = first + offset
-        path, record = run.paths[index], run.record(index)
-        save_image(path, image, record)
-        timings = {name: round(value, 3) for name, value in images.timings._asdict().items()}
-        if run.choices.sidecar:
-            text = json.dumps(
-                {**record, "seconds": timings, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, indent=2
-            )
-            write_text(path.with_suffix(".json"), text)
-        preview_path(path).unlink(missing_ok=True)
-        resume_path(path).unlink(missing_ok=True)
-        files.append({"path": str(path), "index": index, "seed": seed, "seconds": timings})
-        if console.format == "text":
-            print(path, flush=True)
-    return files
-
-
-def preview_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.preview.png")
-
-
-def _watch(run: Run, first: int, step: Callable[[int, int], None]) -> Callable[[Event], None]:
-    """Moves the bar; writes a small decoded preview of the batch's first image every so many steps."""
-    every = run.choices.preview_every
+def _watch(run: Run, first: int, work: Work) -> Callable[[Event], None]:
+    """Tells how far the run is, and offers a small picture of the batch's first image."""
 
     def on_step(event: Event) -> None:
-        step(first * event.steps + event.step, run.request.count * event.steps)
-        if every and event.step % every == 0 and event.step < event.steps:
-            pixels = run.model.decode(event.x0[:1])[0].float().cpu()
-            data = (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-            image = Image.fromarray(data)
-            image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-            write_whole(preview_path(run.paths[first]), lambda file: image.save(file, "PNG"))
+        work.progress(first * event.steps + event.step, run.request.count * event.steps)
+        if event.step < event.steps:
+            work.preview(event.step, lambda: small(run.model, event.x0[:1]))
 
     return on_step
 
 
-def resume_images(name: str, console: Console, choices: Choices) -> int:
-    """Take up an interrupted run: the images still to come, the first from its checkpoint."""
-    checkpoint, job = read_resume(name)
-    request = GenerateRequest.model_validate(job["request"])
-    first, paths = int(job["first"]), tuple(Path(str(path)) for path in job["paths"])
-    if len(paths) != request.count or not 0 <= first < request.count:
-        raise refuse("resume", name, "is a checkpoint whose request and files disagree")
-    choices = replace(choices, output=None, sidecar=bool(job.get("sidecar")))
-    model, request = open_for(request)
-    words = words_of(request)
-    adapters = put_on(request, model, words)
-    pipe, pictures = built(lambda: show(assemble(request, model), request))
-    run = Run(request, model, pipe, paths, choices, words, adapters, pictures)
-    if model_hash(model.info()) != job["model"]:
-        raise refuse("resume", name, f"belongs to other weights than those of {request.model}")
-    if job.get("adapters", [{}, {}]) != [adapters.hashes, adapters.words]:
-        raise refuse("resume", name, "belongs to other LoRAs or embeddings than those there are now")
-    if job.get("pictures", {}) != pictures:
-        raise refuse("resume", name, "belongs to other pictures than those there are now")
-    check_output(str(paths[first]), make=True)
-    return make_all(run, console, first=first, checkpoint=checkpoint)
+def small(model: Model, x0: Tensor) -> Image.Image:
+    """One latent as a picture: projected if the model knows how, which costs next to nothing, else decoded."""
+    if model.projection is not None:
+        image = Image.fromarray(model.projection(x0)[0].permute(1, 2, 0).cpu().numpy())
+    else:
+        image = as_images(model.decode(x0).float().cpu())[0]
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return image

@@ -16,14 +16,6 @@ from ..pipelines.weights import read_header
 from .faults import refuse
 
 
-class Interrupted(Exception):
-    """The run stopped on request; `path` is where it can be taken up again."""
-
-    def __init__(self, path: Path, step: int, steps: int) -> None:
-        super().__init__(f"interrupted at step {step} of {steps}")
-        self.path, self.step, self.steps = path, step, steps
-
-
 @contextmanager
 def asked_to_stop(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Gives a function that tells whether Ctrl+C (or SIGTERM) came. Signals reach the main thread only."""
@@ -51,8 +43,8 @@ def resume_path(image: Path) -> Path:
     return image.with_suffix(".resume")
 
 
-def read_resume(name: str) -> tuple[Any, dict[str, Any]]:
-    """The checkpoint in a .resume file, and the run it belongs to."""
+def read_checkpoint(name: str) -> tuple[Any, dict[str, Any]]:
+    """The checkpoint in a file, and the run it belongs to."""
     from ..pipelines.checkpoint import Checkpoint
 
     path = Path(name).expanduser()
@@ -64,6 +56,6 @@ def read_resume(name: str) -> tuple[Any, dict[str, Any]]:
         job = json.loads(checkpoint.fingerprint)
     except (SfumatoError, ValueError, KeyError, RuntimeError) as error:
         raise refuse("resume", name, f"is not a checkpoint of sfumato ({str(error)[:120]})") from error
-    if not isinstance(job, dict) or not {"request", "first", "paths", "model"} <= set(job):
+    if not isinstance(job, dict) or not {"request", "first", "model"} <= set(job):
         raise refuse("resume", name, "is a checkpoint without its request; it can't be taken up from here")
     return checkpoint, job

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..pipelines.doors import hub
 from .faults import refuse, unknown
+from .jobs.home import data_folder
 from .model_paths import find_shared
 from .output import write_text
 
@@ -48,9 +49,7 @@ class Located(NamedTuple):
 
 
 def registry_file() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("sfumato", appauthor=False)) / "models.json"
+    return data_folder() / "models.json"
 
 
 def read_registry() -> dict[str, Remembered]:

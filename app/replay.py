@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops
 
-from ..pipelines.loop import Control
 from .console import Console
 from .faults import DONE, FAILED, nearest, refuse
-from .generation import Choices, Run, prepare, sample
+from .generation import Run, decoded, prepare, sample
+from .local import LocalWork
 from .metadata import SCHEMA, encoder, model_hash, open_image, read_metadata
 from .output import FORMATS, check_output, image_paths, write_whole
 from .requests import REQUESTS, GenerateRequest
@@ -31,9 +31,7 @@ def replay_file(
     request, index = request_of(record, name)
     moved = request if model is None else request.model_copy(update={"model": model})
     told = words_from(record)
-    run = prepare(
-        moved, console, Choices(output), dry_run=True, words_for=lambda full: words_again(full, index, told)
-    )
+    run = prepare(moved, LocalWork(console), words_for=lambda full: words_again(full, index, told))
     run = replace(run, request=run.request.model_copy(update={"model": request.model}))
     differences = compare_records(record, run.record(index))
     for text in differences:
@@ -87,12 +85,14 @@ def remake(run: Run, index: int, console: Console) -> Image.Image:
     while first + run.alike(first) <= index:
         first += run.alike(first)
     with console.progress("sampling") as step:
+        batch = sample(run, first, LocalWork(console, step=lambda done, _: step(*within(run, first, done))))
+    return decoded(run, batch, index - first)
 
-        def on_step(event: Any) -> None:
-            step(event.step, event.steps)
 
-        images = sample(run, first, Control(on_step=on_step))
-    return images.images[index - first]
+def within(run: Run, first: int, done: int) -> tuple[int, int]:
+    """Steps done and in all, of one batch of a run."""
+    steps = run.request.steps or 0
+    return done - first * steps, steps
 
 
 def compare_records(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

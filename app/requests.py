@@ -7,13 +7,16 @@ here and a function in `tasks.py`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+import secrets
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .chosen import LoraChoice, Technique
 
 SEED_LIMIT = 2**63 - 1
+FOR_RANDOM = 2**32
+"""Random seeds stay below this: A1111 and its kin read 32 bits."""
 
 
 class Shorthand(NamedTuple):
@@ -51,6 +54,8 @@ class Request(BaseModel):
     """image, video or 3d: what a technique must be good for."""
     shorthands: ClassVar[dict[str, Shorthand]] = {}
     positional: ClassVar[str] = "prompt"
+    spoken: ClassVar[bool] = False
+    """Whether the positional value must be given, though it may be empty."""
 
     @classmethod
     def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -61,6 +66,16 @@ class Request(BaseModel):
     @classmethod
     def _expanded(cls, value: Any) -> Any:
         return cls.expand(value) if isinstance(value, dict) else value
+
+
+R = TypeVar("R", bound=Request)
+
+
+def settled(request: R) -> R:
+    """Nothing left to chance: a seed is drawn if there is none, so that whoever goes on with it gets the same."""
+    if dict(request).get("seed", 0) is not None:
+        return request
+    return request.model_copy(update={"seed": secrets.randbelow(FOR_RANDOM)})
 
 
 class SamplingRequest(Request):
@@ -201,6 +216,7 @@ class GenerateRequest(SamplingRequest):
     """Make images from a prompt."""
 
     task: ClassVar[str] = "generate"
+    spoken: ClassVar[bool] = True
 
 
 class WorldRequest(Request):

@@ -23,7 +23,7 @@ from .options import plain_type
 from .requests import REQUESTS, Request
 
 PREFIX = "SFUMATO_"
-OTHERS = ("CONFIG", "OUTPUT", "MODEL_PATHS")
+OTHERS = ("CONFIG", "OUTPUT", "MODEL_PATHS", "HOME", "DISK_CAP", "CHECKPOINT_SECONDS")
 """Variables that are no request fields."""
 
 R = TypeVar("R", bound=Request)

@@ -1,7 +1,7 @@
-"""The tasks: what is asked for (a request class) and what does it (a function). Each is a command.
+"""The tasks: what is asked for (a request class), what does it (a job), and how a terminal runs it (a command).
 
-A function takes the given values of its request and the console; its other keyword parameters are options
-that do not change the result. Heavy imports stay inside the functions.
+A job takes the request and a `Work` (see work.py). A command takes the given values of its request and the console; its
+other keyword parameters are options that do not change the result. Heavy imports stay inside the functions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .faults import refuse
 from .registry import located
 from .requests import GenerateRequest, Request, WorldRequest
 from .settings import config_file, make_request, merged, unknown_variables
+from .work import Job, Outcome, Work
 
 Output = Annotated[
     str | None,
@@ -50,7 +51,26 @@ Sidecar = Annotated[
 
 class Task(NamedTuple):
     request: type[Request]
-    run: Callable[..., Any]
+    job: Job
+    run: Callable[..., Any] | None = None
+    """A command of its own; without one, results go into a folder."""
+
+    @property
+    def command(self) -> Callable[..., Any]:
+        return self.run or plain_command(self)
+
+
+def plain_command(task: Task) -> Callable[..., Any]:
+    """The command of a task that needs no options beside its request's."""
+
+    def run(values: dict[str, Any], console: Console, *, output: Output = None, config: Config = None) -> int:
+        from .local import run_here
+
+        request = make_request(task.request, gathered(task.request, values, config, console))
+        return run_here(request, task.job, console, _output(output))
+
+    run.__doc__ = task.request.__doc__
+    return run
 
 
 def generate(
@@ -68,16 +88,11 @@ def generate(
 
     Techniques are named by their catalogue id: `sfumato techniques` lists them.
     """
-    from .generation import Choices, generate_images, resume_images
+    from .local import Choices, generate_images, resume_images
 
     if resume is not None:
         return resume_images(resume, console, Choices(None, preview_every, sidecar))
-    merged_values = _merged(GenerateRequest, values, config, console)
-    if "prompt" not in merged_values:
-        raise refuse(
-            "prompt", None, 'is needed; write sfumato generate "a red cube", or -p "" for an empty one'
-        )
-    request = make_request(GenerateRequest, merged_values)
+    request = make_request(GenerateRequest, gathered(GenerateRequest, values, config, console))
     return generate_images(
         request, console, Choices(_output(output), preview_every, sidecar), dry_run=dry_run
     )
@@ -97,20 +112,40 @@ def world(
     """
     from .worlds import make_world
 
-    request = make_request(WorldRequest, _merged(WorldRequest, values, config, console))
+    request = make_request(WorldRequest, gathered(WorldRequest, values, config, console))
     result = make_world(request, console, output=_output(output), dry_run=dry_run)
-    console.data(result, "\n".join(result["files"]) if result["files"] else None)
+    console.data(result, None if dry_run else "")
 
 
-def _merged(
+def generate_job(request: GenerateRequest, work: Work) -> Outcome:
+    from .generation import generate
+
+    return generate(request, work)
+
+
+def world_job(request: WorldRequest, work: Work) -> Outcome:
+    from .worlds import world
+
+    return world(request, work)
+
+
+def gathered(
     request: type[Request], values: dict[str, Any], config: str | None, console: Console
 ) -> dict[str, Any]:
+    """The given values over those of environment and config file."""
     for name in unknown_variables():
         console.say(f"{name}: no setting is called so; it is passed over")
     file = config_file(config)
     if file is not None:
         console.detail(f"settings from {file}")
-    return located(merged(request, values, file), file)
+    found = located(merged(request, values, file), file)
+    if request.spoken and request.positional not in found:
+        raise refuse(
+            request.positional,
+            None,
+            f'is needed; write sfumato {request.task} "a red cube", or -p "" for an empty one',
+        )
+    return found
 
 
 def _output(given: str | None) -> str | None:
@@ -119,4 +154,4 @@ def _output(given: str | None) -> str | None:
     return given if given is not None else os.environ.get("SFUMATO_OUTPUT")
 
 
-TASKS = (Task(GenerateRequest, generate), Task(WorldRequest, world))
+TASKS = (Task(GenerateRequest, generate_job, generate), Task(WorldRequest, world_job, world))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from .console import Console
 from .faults import nearest, refuse
-from .output import image_folder, write_text, write_whole
-from .requests import WorldRequest
+from .local import LocalWork
+from .output import image_folder
+from .requests import WorldRequest, settled
+from .work import Artifact, Outcome, Work
 
 MAPS = ("rgb", "depth", "normals", "ids", "masks", "lines")
 DEPTH_UNIT = 0.001
@@ -24,16 +24,28 @@ def make_world(
     request: WorldRequest, console: Console, *, output: str | None, dry_run: bool
 ) -> dict[str, Any]:
     """Render the scene and write one file per map, and scene.json. Returns what was written."""
-    maps = chosen_maps(request.maps)
-    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-    request = request.model_copy(update={"seed": seed, "maps": maps})
-    scene = find_scene(request.prompt, seed, request.view)
+    request, scene = prepare(request)
     if dry_run:
         return {"request": request.model_dump(mode="json"), "scene": scene.to_dict(), "files": []}
-    folder = image_folder(output)
-    console.say(f"rendering {request.width}x{request.height} into {folder}/")
-    files = _write(request, scene, folder)
-    return {"request": request.model_dump(mode="json"), "files": [str(path) for path in files]}
+    work = LocalWork(console, folder=image_folder(output))
+    console.say(f"rendering {request.width}x{request.height} into {work.folder}/")
+    render_all(request, scene, work)
+    return {"request": request.model_dump(mode="json"), "files": [row["path"] for row in work.files]}
+
+
+def world(request: WorldRequest, work: Work) -> Outcome:
+    """The task."""
+    work.phase("load")
+    request, scene = prepare(request)
+    work.phase("render")
+    render_all(request, scene, work)
+    return Outcome(request)
+
+
+def prepare(request: WorldRequest) -> tuple[WorldRequest, Any]:
+    """The request with nothing left open, and its scene."""
+    request = settled(request.model_copy(update={"maps": chosen_maps(request.maps)}))
+    return request, find_scene(request.prompt, request.seed or 0, request.view)
 
 
 def chosen_maps(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -83,24 +95,22 @@ def vocabulary() -> str:
     return "known are " + "; ".join(f"{kind} {', '.join(words)}" for kind, words in kinds.items())
 
 
-def _write(request: WorldRequest, scene: Any, folder: Path) -> list[Path]:
+def render_all(request: WorldRequest, scene: Any, work: Work) -> None:
+    """Hand over one picture per map, and scene.json."""
     from ..assets.still_life.render import render
 
     needed = {"masks": "ids"}
     wanted = tuple(dict.fromkeys(needed.get(m, m) for m in request.maps))
     truth = render([scene], size=(request.height, request.width), maps=wanted)
+    work.phase("write")
     images = {name: _picture(name, truth) for name in request.maps if name != "masks"}
     if "masks" in request.maps:
         images |= {f"mask-{i}-{t.color}-{t.shape}": _mask(truth, i) for i, t in enumerate(scene.things)}
-    files = []
+    record = {"task": request.task, "request": request.model_dump(mode="json")}
     for name, image in images.items():
-        path = folder / f"{name}.png"
-        write_whole(path, partial(image.save, format="PNG"))
-        files.append(path)
-    path = folder / "scene.json"
+        work.keep(Artifact(f"{name}.png", "image/png", record), partial(image.save, format="PNG"))
     text = json.dumps(description(request, scene, truth.boxes[0], images), indent=2) + "\n"
-    write_text(path, text)
-    return [*files, path]
+    work.keep(Artifact("scene.json", "application/json", record), lambda file: file.write(text.encode()))
 
 
 def description(request: WorldRequest, scene: Any, boxes: Any, images: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,6 +190,11 @@ class Model(Protocol):
         """Images [B,3,H,W] in 0..1 to latents (the mean of the posterior)."""
         ...
 
+    @property
+    def projection(self) -> Callable[[Tensor], Tensor] | None:
+        """A cheap preview: clean latents to a small uint8 picture [B,3,...]; None if the checkpoint brings none."""
+        ...
+
     def info(self) -> Mapping[str, Any]:
         """Name, family, revision or tensor hash, dtype, parameter counts: what a result must record."""
         ...

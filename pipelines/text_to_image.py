@@ -21,6 +21,7 @@ from .paths import begin
 from .pipeline import Pipeline
 from .protocols import Cond, Conds, Guidance, Model, Patch, Sampler, Schedule, Wrap
 from .sizes import check_count, check_size
+from .stopping import poll
 
 SEED_LIMIT = 2**63
 
@@ -31,6 +32,16 @@ class Timings(NamedTuple):
     encode: float
     sample: float
     decode: float
+
+
+class Encoded(NamedTuple):
+    """A run before its first step: the prompts as conditions, and the numbers settled."""
+
+    conds: Conds
+    width: int
+    height: int
+    steps: int
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +59,13 @@ class Images:
 
     @property
     def images(self) -> list[Image.Image]:
-        data = (self.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        return [Image.fromarray(picture) for picture in data]
+        return as_images(self.pixels)
+
+
+def as_images(pixels: Tensor) -> list[Image.Image]:
+    """[B,3,H,W] in 0..1 as pictures."""
+    data = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in data]
 
 
 @dataclass(frozen=True)
@@ -82,18 +98,62 @@ class TextToImage:
         control: Control | None = None,
     ) -> Images:
         """`count` images of each prompt, prompt by prompt. Image i has seed `seed` + i at any batch size."""
+        began = time.perf_counter()
+        run = self.encode(
+            prompt, negative=negative, width=width, height=height, steps=steps, seed=seed, count=count
+        )
+        encoded = time.perf_counter()
+        latents = self.sample(run, control)
+        sampled = time.perf_counter()
+        pixels = self.decode(latents)
+        timings = Timings(encoded - began, sampled - encoded, time.perf_counter() - sampled)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return Images(
+            pixels, latents, run.seeds, timings, tuple(self.model.dropped(text) for text in prompts)
+        )
+
+    def encode(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative: str | Sequence[str] = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        count: int = 1,
+    ) -> Encoded:
+        """The first of the three parts of a call, for those who act between them."""
         prompts, negatives = _prompts(prompt, negative)
         width, height, steps = self._numbers(width, height, steps)
         seeds = _seeds(seed, count, len(prompts))
-        began = time.perf_counter()
-        conds = self._conds(prompts, negatives, count)
-        encoded = time.perf_counter()
-        latents = self._sample(conds, width, height, steps, seeds, control)
-        sampled = time.perf_counter()
-        pixels = self.model.decode(latents).float().cpu()
-        pixels = self.start.kept(pixels) if self.start else pixels
-        timings = Timings(encoded - began, sampled - encoded, time.perf_counter() - sampled)
-        return Images(pixels, latents, seeds, timings, tuple(self.model.dropped(text) for text in prompts))
+        return Encoded(self._conds(prompts, negatives, count), width, height, steps, seeds)
+
+    def sample(self, run: Encoded, control: Control | None = None) -> Tensor:
+        """The second: noise to clean latents [B,...]."""
+        model, (conds, width, height, steps, seeds) = self.model, run
+        guidance = self.guidance or Cfg(1.0 if conds.neg is None else model.defaults.guidance)
+        sampler = self.sampler or with_defaults("samplers", model.defaults.sampler)
+        ts = self._schedule(width, height)(steps, model.denoise.path)
+        device = next((weight.device for weight in model.denoise.net.parameters()), torch.device("cpu"))
+        noise = SeededNoise(seeds, model.latent_shape(width, height), device=device)
+        if self.start is None:
+            x, wraps = begin(model.denoise.path, noise(), ts[0]), self.wraps
+        else:
+            poll()
+            x, ts, own = self.start(model, ts, noise())
+            wraps = (*self.wraps, *own)
+        pipeline = Pipeline(model.denoise, sampler, guidance, self.patches, wraps)
+        return pipeline(x, conds, ts, noise=noise, control=control)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The third: latents to pixels in 0..1 on the CPU, one image at a time, which bounds memory."""
+        pixels = []
+        for one in latents.split(1):
+            poll()
+            pixels.append(self.model.decode(one).float().cpu())
+        whole = torch.cat(pixels)
+        return self.start.kept(whole) if self.start else whole
 
     def _numbers(self, width: int | None, height: int | None, steps: int | None) -> tuple[int, int, int]:
         own = self.model.defaults
@@ -114,6 +174,7 @@ class TextToImage:
         return width, height, steps
 
     def _conds(self, prompts: list[str], negatives: list[str], count: int) -> Conds:
+        # Each condition is one call of every text encoder, and polls before it.
         pos = self.model.attach(self._encode(prompts, "pos", count), self.pictures)
         unguided = self.guidance is None and ("guidance" in pos.embeds or self.model.defaults.guidance == 1)
         if unguided:
@@ -122,6 +183,7 @@ class TextToImage:
 
     def _encode(self, prompts: list[str], key: str, count: int) -> Cond:
         """Embeds for `count` images of each prompt; one row serves all if there is one prompt."""
+        poll()
         cond = self.model.encode(prompts, key=key)
         embeds = dict(cond.embeds)
         if self.distilled is not None:
@@ -136,29 +198,6 @@ class TextToImage:
                 for name, value in embeds.items()
             }
         return Cond(key, embeds)
-
-    def _sample(
-        self,
-        conds: Conds,
-        width: int,
-        height: int,
-        steps: int,
-        seeds: tuple[int, ...],
-        control: Control | None,
-    ) -> Tensor:
-        model = self.model
-        guidance = self.guidance or Cfg(1.0 if conds.neg is None else model.defaults.guidance)
-        sampler = self.sampler or with_defaults("samplers", model.defaults.sampler)
-        ts = self._schedule(width, height)(steps, model.denoise.path)
-        device = next((weight.device for weight in model.denoise.net.parameters()), torch.device("cpu"))
-        noise = SeededNoise(seeds, model.latent_shape(width, height), device=device)
-        if self.start is None:
-            x, wraps = begin(model.denoise.path, noise(), ts[0]), self.wraps
-        else:
-            x, ts, own = self.start(model, ts, noise())
-            wraps = (*self.wraps, *own)
-        pipeline = Pipeline(model.denoise, sampler, guidance, self.patches, wraps)
-        return pipeline(x, conds, ts, noise=noise, control=control)
 
     def _schedule(self, width: int, height: int) -> Schedule:
         if self.schedule is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BadWeights
+from .stopping import poll
 
 HEADER_LIMIT = 100_000_000
 """Bytes; the format's own limit."""
@@ -251,6 +252,7 @@ def tensor_hash(source: Path | Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for prefix, files in groups:
         for name, (file, tensor) in sorted(read_headers(files).items()):
+            poll()
             digest.update(json.dumps([prefix, name, tensor.dtype, tensor.shape]).encode())
             _feed(digest, file, tensor)
     return digest.hexdigest()

@@ -206,13 +206,17 @@ class Checkpoint:
         found = {group: tensor_hash(group) for group in files}
         return {name: found[part.files] for name, part in self.parts.items()}
 
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        return {name: count(part.net) for name, part in self.parts.items()}
+
     def info(self) -> Mapping[str, Any]:
         return {
             "name": self.name,
             "family": self.family,
             "dtype": str(self.codec.vae.dtype).removeprefix("torch."),
             "device": str(self.codec.vae.device),
-            "parameters": {name: count(part.net) for name, part in self.parts.items()},
+            "parameters": dict(self._counts),
             "hashes": dict(self._hashes),
             "network": type(self.denoise.net).__name__,
             "licence": self.card.licence,

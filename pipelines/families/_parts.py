@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..errors import BadWeights
+from ..stopping import poll, polled
 from ..weights import read_headers, read_json, weight_files
 
 BUILD_ERRORS = (
@@ -85,9 +86,10 @@ def load_part(folder: Path, part: str, kind: str, dtype: torch.dtype, device: to
 
 def load_net(home: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Part:
     """The network in a folder of its own, whatever model it belongs to."""
+    poll()
     supply = SUPPLIES.get().get(home)
     if supply is not None:
-        return Part(supply(kind, dtype).eval().requires_grad_(False).to(device), supply.files)
+        return Part(_at_rest(supply(kind, dtype), device), supply.files)
     library, _, name = kind.partition(".")
     config = read_json(home / "config.json")
     if config.get("quantization_config") is not None or (home / "adapter_config.json").exists():
@@ -112,7 +114,13 @@ def load_net(home: Path, kind: str, dtype: torch.dtype, device: torch.device) ->
     for trouble in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         if report[trouble]:
             raise BadWeights(_sentence(home, trouble, sorted(report[trouble], key=str)))
-    return Part(net.eval().requires_grad_(False).to(device), files)
+    return Part(_at_rest(net, device), files)
+
+
+def _at_rest(net: nn.Module, device: torch.device) -> nn.Module:
+    """Ready to be called, on its device. Text encoders poll by themselves: one prompt may mean several calls."""
+    net = net.eval().requires_grad_(False).to(device)
+    return polled(net) if type(net).__module__.startswith("transformers") else net
 
 
 def _from_pretrained(cls: Any, home: Path, variant: str | None, dtype: torch.dtype) -> Any:

@@ -131,7 +131,7 @@ def test_out_of_memory_is_one_sentence(generate, monkeypatch):
             "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
         )
 
-    monkeypatch.setattr(TextToImage, "__call__", exhausted)
+    monkeypatch.setattr(TextToImage, "sample", exhausted)
     said = generate("x", "-o", "a.png")
     assert said.code == 1 and said.err.startswith("out of memory; ask for")
 
@@ -143,7 +143,7 @@ def test_nan_is_a_failure(generate, monkeypatch):
     def broken(*args, **kwargs):
         raise NotFinite("step 1 gave NaN: use float32")
 
-    monkeypatch.setattr(TextToImage, "__call__", broken)
+    monkeypatch.setattr(TextToImage, "sample", broken)
     assert generate("x", "-o", "a.png").code == 1
 
 

@@ -20,8 +20,8 @@ def interrupt_at(monkeypatch):
     watch = generation._watch
 
     def install(at: int) -> None:
-        def watched(run, first, step):
-            on_step = watch(run, first, step)
+        def watched(run, first, work):
+            on_step = watch(run, first, work)
 
             def then(event):
                 on_step(event)

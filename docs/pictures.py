@@ -1,4 +1,5 @@
-"""Renders the pictures of the docs: docs/gallery/world.png (scenes) and maps.png (what is known of one scene)."""
+"""Makes the pictures of the docs in docs/gallery: world.png (scenes), maps.png (what is known of one scene) and
+inpainting.png (holes in scenes, filled by the built-in UNet under the scenes' captions)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from sfumato.assets.still_life.grammar import caption
 from sfumato.assets.still_life.render import Truth, render
 from sfumato.assets.still_life.sampling import sample_scene
+from sfumato.pipelines.from_image import FromImage
+from sfumato.pipelines.loading import open_model
+from sfumato.pipelines.text_to_image import TextToImage
 from torch import Tensor
 
 GALLERY = Path(__file__).resolve().parent / "gallery"
@@ -21,6 +25,8 @@ LINE = 14
 FONT = 11
 SEEDS = range(12)
 MAPS_SEED = 3
+HOLED_SEEDS = (5_000_000, 5_000_003, 5_000_005, 5_000_007)
+"""Of held-out scenes."""
 FAR = 12.0
 """World units drawn as black in the depth map."""
 
@@ -39,6 +45,23 @@ def maps() -> Image.Image:
     truth = render([scene], size=SIDE, maps=("rgb", "depth", "normals", "ids", "lines"))
     named = drawn(truth)
     return sheet([to_image(plane) for plane in named.values()], list(named), len(named))
+
+
+def inpainting() -> Image.Image:
+    """Scenes, the same with a hole, and what the UNet made of them."""
+    scenes = [sample_scene(seed, split="test") for seed in HOLED_SEEDS]
+    rgb = render(scenes, size=128).rgb
+    assert rgb is not None
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 40:104, 36:92] = 1
+    model, rows = open_model("still-life-unet"), [rgb, torch.where(mask > 0, 0.5, rgb)]
+    filled = []
+    for i, scene in enumerate(scenes):
+        image = rgb[i : i + 1]
+        make = TextToImage(model, pictures={"image": image, "mask": mask}, start=FromImage(image, 1.0, mask))
+        filled.append(make(caption(scene), seed=i).pixels)
+    page = torch.cat([torch.cat([*row], 2) for row in (*rows, torch.cat(filled))], 1)
+    return to_image(page)
 
 
 def drawn(truth: Truth) -> dict[str, Tensor]:
@@ -75,7 +98,7 @@ def sheet(images: Sequence[Image.Image], texts: Sequence[str], columns: int) -> 
 
 
 def main() -> None:
-    for name, page in (("world", world()), ("maps", maps())):
+    for name, page in (("world", world()), ("maps", maps()), ("inpainting", inpainting())):
         file = GALLERY / f"{name}.png"
         page.save(file, optimize=True)
         print(f"{file.relative_to(GALLERY.parent)}: {file.stat().st_size / 1000:.0f} KB")

@@ -36,9 +36,14 @@ PLAIN = ("embedding", "conv_in", "conv_out")
 
 
 def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule; samples are not clipped and the last step ends on the data."""
+    """Stable Diffusion's schedule; samples are not clipped, and steps begin at the last time, which is almost noise."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
     )
 
 

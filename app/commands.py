@@ -113,7 +113,10 @@ def schema(
 
 def train_builtin(
     console: Console,
-    name: Annotated[str, typer.Argument(help="vae, judge, still-life or still-life-unet; vae comes first")],
+    name: Annotated[
+        str,
+        typer.Argument(help="vae, judge, still-life, still-life-unet or still-life-llama; vae comes first"),
+    ],
     minutes: Annotated[float, typer.Option("--minutes", help="time to train, in minutes", min=0.01)] = 60.0,
     work: Annotated[
         str,

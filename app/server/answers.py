@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -73,12 +74,13 @@ async def on_http(request: Request, error: Exception) -> Response:
 
 async def on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [_told(found) for found in error.errors()]
+    tasks = request.app.state.desk.tasks  # a body's way begins with its task, which says nothing here
+    faults = [_told(found, tasks) for found in error.errors()]
     sentence = "\n".join(text for _, text in faults)
     return fault(422, sentence, faults[0][0] if faults else None)
 
 
-def _told(found: Any) -> tuple[str, str]:
+def _told(found: Any, tasks: Collection[str]) -> tuple[str, str]:
     """Field and sentence; the way to the field is left out where the field says it all."""
     kind, place = found["type"], [part for part in found["loc"] if part not in ("body", "query", "path")]
     context = found.get("ctx", {})
@@ -90,15 +92,25 @@ def _told(found: Any) -> tuple[str, str]:
             return "task", str(refuse("task", context["tag"], remedy))
         case "union_tag_not_found":
             return "task", "task: None is needed; GET /v1/capabilities lists the tasks"
+    place = place[1:] if len(place) > 1 and place[0] in tasks else place
     if "request" in place:
         place = place[place.index("request") + 1 :] or ["request"]
     place = [part for part in place if not str(part).startswith("function-")]
+    if place in ([], ["request"]) and kind == "value_error":
+        return _named(str(context["error"]))
     field = str(place[0]) if place else "body"
     return field, fault_sentence({**found, "loc": tuple(place) or ("body",)}, [])
 
 
+def _named(sentence: str) -> tuple[str, str]:
+    """Field and sentence of a fault of the whole request, which names its field itself."""
+    field, colon, _ = sentence.partition(": ")
+    return (field if colon and re.fullmatch(r"[\w.-]+", field) else "request"), sentence
+
+
 async def on_refused(request: Request, error: Exception) -> Response:
     field = error.field if isinstance(error, BadInput) else None
+    field = _named(str(error))[0] if field == "request" else field
     sentence = re.sub(r"^(\w+: )\1", r"\1", str(error))
     return fault(422, sentence, field)
 

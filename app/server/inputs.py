@@ -81,7 +81,10 @@ class Inputs:
             raise
         except UnidentifiedImageError as error:
             raise refuse(field, told, "are no PNG, JPEG or WebP picture; send one of these") from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            remedy = f"have more than {self.caps.pixels} pixels; send a smaller picture"
+            raise refuse(field, told, remedy) from error
+        except (OSError, SyntaxError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise refuse(field, told, f"are a broken picture ({reason}); send a whole one") from error
         kind = {"MPO": "JPEG"}.get(str(image.format), str(image.format))

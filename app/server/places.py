@@ -62,6 +62,7 @@ class Places:
         if isinstance(value, LoraChoice):
             return value.model_copy(update={"name": self.lora(value.name, name)})
         if isinstance(value, str):
+            _readable(value, name)
             match holds:
                 case "words":
                     return value
@@ -169,6 +170,13 @@ class Places:
 def _names(index: str) -> list[str]:
     """What came with the installation."""
     return [found.parent.name for found in MODELS.glob(f"*/{index}")]
+
+
+def _readable(text: str, field: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise refuse(field, text[:40], "must be valid text; half a surrogate is none") from error
 
 
 def _is_sound(text: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from ..console import Console
 from ..faults import refuse
@@ -49,17 +50,7 @@ def serve(serving: Serving, home: Path, console: Console) -> int:
     app = build_app(serving.model_copy(update={"port": port}), home, runner=alive)
     desk = app.state.desk
     desk.inputs.sweep(desk.store)
-    config = uvicorn.Config(
-        app,
-        log_level="info" if console.verbose else "warning",
-        access_log=console.verbose,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=serving.drain,
-        backlog=BACKLOG,
-        lifespan="on",
-    )
+    config = configured(app, serving, verbose=console.verbose)
     before = [signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)]
     console.data({"url": url, "home": str(home), "pid": os.getpid()}, f"serving {url}")
     try:
@@ -71,6 +62,21 @@ def serve(serving: Serving, home: Path, console: Console) -> int:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(number, handler)
     return 0
+
+
+def configured(app: FastAPI, serving: Serving, *, verbose: bool = False) -> uvicorn.Config:
+    """Headers of proxies are not believed: who asks is told by his token alone."""
+    return uvicorn.Config(
+        app,
+        log_level="info" if verbose else "warning",
+        access_log=verbose,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=serving.drain,
+        backlog=BACKLOG,
+        lifespan="on",
+    )
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

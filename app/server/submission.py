@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 import time
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
@@ -38,15 +40,17 @@ class Submission(BaseModel):
 def submission_type(tasks: Iterable[Task]) -> Any:
     """One body per task, told apart by `task`: a new task needs nothing here."""
     kinds = [_kind(task.request) for task in tasks]
-    return kinds[0] if len(kinds) == 1 else Annotated[tuple(kinds), Field(discriminator="task")]
+    one_of: Any = functools.reduce(operator.or_, kinds)
+    return one_of if len(kinds) == 1 else Annotated[one_of, Field(discriminator="task")]
 
 
 def _kind(request: type[Request]) -> type[BaseModel]:
     name, about = request.task, request.__doc__ or ""
     task, asked = Field(description=about), Field(description=f"the request of {name}")
     title = f"Submit{''.join(part.capitalize() for part in name.split('-'))}"
+    chosen: Any = Literal[name]
     return create_model(
-        title, __base__=Submission, __doc__=about, task=(Literal[name], task), request=(request, asked)
+        title, __base__=Submission, __doc__=about, task=(chosen, task), request=(request, asked)
     )
 
 
@@ -58,7 +62,7 @@ class Intake(NamedTuple):
     key: str | None
 
     def submit(self, request: Request, *, priority: int = 0, paused: bool = False) -> int:
-        """The job's id: a new one's, or that of the job that came with this key. For a thread, as it waits for the disk."""
+        """The id of a new job, or of the one that came with this key. For a thread, as it waits for the disk."""
         desk = self.desk
         if desk.draining:
             raise HTTPException(503, "server: is stopping; submit again soon", {"Retry-After": "10"})

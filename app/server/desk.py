@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -95,7 +96,8 @@ class Desk:
 
     async def _look(self) -> None:
         while True:
-            await asyncio.to_thread(lambda: recover(self.store, policy().strikes))
+            with suppress(sqlite3.Error, OSError):  # a full disk, say; the next look may find it better
+                await asyncio.to_thread(lambda: recover(self.store, policy().strikes))
             await asyncio.sleep(LOOK)
 
     def drain(self) -> None:

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .answers import Json, fault
 from .desk import Desk
+from .identity import SAFE, recognise
 from .serving import is_loopback
 
-SAFE = ("GET", "HEAD", "OPTIONS")
 METHODS = (*SAFE, "POST", "PUT", "PATCH", "DELETE")
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -37,6 +38,9 @@ class Guard:
         self.app, self.desk = app, desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and self.refused(scope, "WEBSOCKET") is not None:
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -52,7 +56,7 @@ class Guard:
                     headers["Connection"] = "close"
             await send(message)
 
-        refused = self.refused(scope["method"], Headers(scope=scope))
+        refused = self.refused(scope, scope["method"])
         try:
             if refused is None:
                 await self.app(scope, self._counted(receive), answer)
@@ -63,7 +67,8 @@ class Guard:
             method = scope["method"] if scope["method"] in METHODS else "other"
             self.desk.metrics.count(method, path, seen[0], time.perf_counter() - began)
 
-    def refused(self, method: str, headers: Headers) -> Json | None:
+    def refused(self, scope: Scope, method: str) -> Json | None:
+        headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self.is_own(host):
             remedy = "is no name of this server; the operator allows it with --allow-host"
@@ -80,6 +85,16 @@ class Guard:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self.desk.serving.upload_bytes:
             return fault(413, self.too_large(), "body")
+        if scope["type"] == "http" and (length != "0" or "transfer-encoding" in headers):
+            return self.stranger(Request(scope))
+        return None
+
+    def stranger(self, request: Request) -> Json | None:
+        """A body is read before a route's dependencies are asked, so strangers are turned away here already."""
+        try:
+            recognise(request, self.desk)
+        except HTTPException as error:
+            return fault(error.status_code, str(error.detail), headers=dict(error.headers or {}))
         return None
 
     def is_own(self, host: str) -> bool:

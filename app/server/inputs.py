@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import io
 import re
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp"}
 ID = re.compile(r"[0-9a-f]{64}")
 LARGE = 64 * 2**20
 """Bytes that a picture may unfold to whatever its file's size: a plain picture of 16 megapixels."""
+UNFOLDING = threading.BoundedSemaphore(2)
+"""So many pictures at once: each may take as much memory as the largest that is allowed."""
 KEPT_DAYS = 7
 ROOM = 40
 """Uploads of the largest size that are kept together."""
@@ -76,7 +79,8 @@ class Inputs:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caps are tighter
                 image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
                 self._fits(image, len(data), field)
-                image.load()
+                with UNFOLDING:
+                    image.load()
         except SfumatoError:
             raise
         except UnidentifiedImageError as error:

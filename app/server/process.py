@@ -101,11 +101,15 @@ def check(serving: Serving, home: Path) -> None:
 def listening(serving: Serving) -> socket.socket:
     family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
     try:
-        return socket.create_server((serving.host.strip("[]"), serving.port), family=family, backlog=BACKLOG)
+        link = socket.create_server((serving.host.strip("[]"), serving.port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no such name"
         remedy = f"can't be listened on ({reason}); choose another --port or --host"
         raise refuse("port", f"{serving.host}:{serving.port}", remedy) from error
+    link.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+    )  # asyncio does so for its own sockets alone: 40 ms
+    return link
 
 
 def start_runner(serving: Serving, home: Path, console: Console) -> subprocess.Popen[bytes]:

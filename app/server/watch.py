@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 
 PACE = 0.02
 """Seconds between two looks; a look takes microseconds."""
@@ -21,9 +23,10 @@ class Watch:
         last = self._version()
         while True:
             await asyncio.sleep(PACE)
-            if (now := self._version()) != last:
-                last = now
-                self.wake()
+            with suppress(sqlite3.Error):  # those who wait look for themselves too
+                if (now := self._version()) != last:
+                    last = now
+                    self.wake()
 
     def wake(self) -> None:
         self.count += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
@@ -10,6 +11,8 @@ import stat
 import pytest
 from fastapi.routing import APIRoute
 from sfumato.app.server.application import build_app
+from sfumato.app.server.desk import Desk
+from sfumato.app.server.guard import Guard
 from sfumato.app.server.identity import known, open_to_all
 from sfumato.app.server.rates import Rate
 from sfumato.app.server.serving import Serving
@@ -59,6 +62,7 @@ def test_every_route_refuses_without_a_token(serve, home):
             token,
         ):
             assert client.get("/v1/jobs", headers={"Authorization": bad}).status_code == 401
+        assert client.post("/v1/jobs", content=b"{").status_code == 401, "a stranger's body is not even read"
         Tokens(home).remove("ada")
         assert client.get("/v1/jobs", headers={"Authorization": f"Bearer {token}"}).status_code == 401
 
@@ -226,3 +230,22 @@ def test_security_headers_are_everywhere(client):
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["referrer-policy"] == "no-referrer" and headers["cache-control"] == "no-store"
         assert "server" not in headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "reached"), [(b"http://localhost:80", True), (b"https://evil.example", False)]
+)
+def test_other_sites_open_no_sockets(home, origin, reached):
+    """There are none yet; pages that are mounted later may bring some."""
+    seen: list[str] = []
+
+    async def inner(scope, receive, send) -> None:
+        seen.append(scope["type"])
+
+    async def send(message) -> None:
+        seen.append(message["type"])
+
+    headers = [(b"host", b"localhost:80"), (b"origin", origin)]
+    guard = Guard(inner, Desk(Serving(), home))
+    asyncio.run(guard({"type": "websocket", "headers": headers}, None, send))
+    assert seen == (["websocket"] if reached else ["websocket.close"])

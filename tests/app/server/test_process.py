@@ -36,11 +36,13 @@ def test_a_stop_loses_nothing(process, home, tiny, wait_until):
     waiter.start()
     store = Store(home)
     wait_until(lambda: store.history())
-    later = httpx.post(f"{url}/v1/jobs", json={"task": "world", "request": {"width": 32, "height": 32}}).json()["id"]
+    later = httpx.post(
+        f"{url}/v1/jobs", json={"task": "world", "request": {"width": 32, "height": 32}}
+    ).json()["id"]
     assert httpx.get(f"{url}/readyz").json()["ok"] is True
     wait_until(lambda: store.get(1).step > 3)
     child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=90)
+    _, err = child.communicate(timeout=90)
     waiter.join(30)
     assert child.returncode == 0 and "Traceback" not in err, err
     assert said[0].status_code == 503 and "job 1 goes on afterwards" in said[0].json()["error"]["message"]

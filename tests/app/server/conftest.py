@@ -109,7 +109,7 @@ def client(api: Running) -> Iterator[httpx.Client]:
         yield client
 
 
-def until(test: Callable[[], Any], limit: float = 60.0) -> Any:
+def until(test: Callable[[], Any], limit: float = 120.0) -> Any:
     end = time.monotonic() + limit
     while not (found := test()):
         assert time.monotonic() < end, "it took too long"
@@ -143,4 +143,4 @@ def process(home: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], s
     for child in children:
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
-            child.communicate(timeout=60)
+            child.communicate(timeout=120)

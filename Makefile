@@ -54,6 +54,7 @@ bench: $(READY)
 	$(PY) benchmarks/network.py
 	$(PY) benchmarks/generate.py
 	$(PY) benchmarks/jobs.py
+	$(PY) benchmarks/serving.py
 	$(PY) benchmarks/world.py
 	$(PY) benchmarks/reuse.py
 	$(PY) docs/build.py

@@ -67,8 +67,11 @@ def root(
     ctx.obj = Console("json" if json else format or "text", quiet, verbose)
 
 
-def with_console(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command `function(console, ...)` with the common options in place of `console`."""
+def with_console(function: Callable[..., Any], *, group: bool = False) -> Callable[..., Any]:
+    """A command `function(console, ...)` with the common options in place of `console`.
+
+    Of a `group`, it is what the group does if no command of its own follows.
+    """
     context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     own = [
         p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters(function) if p.name != "console"
@@ -80,6 +83,9 @@ def with_console(function: Callable[..., Any]) -> Callable[..., Any]:
         format = "json" if given.pop("json") else given.pop("format", None) or base.format
         given.pop("format", None)
         console = Console(format, given.pop("quiet") or base.quiet, given.pop("verbose") or base.verbose)
+        if group and ctx.invoked_subcommand is not None:
+            ctx.obj = console
+            return
         code = function(console=console, **given)
         if code:
             raise typer.Exit(code)
@@ -117,6 +123,8 @@ def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
 def register() -> None:
     """Commands of the tasks, then the others."""
     from .commands import COMMANDS
+    from .serve_commands import serve
+    from .server.serving import Serving
     from .tasks import TASKS
 
     for task in TASKS:
@@ -127,13 +135,16 @@ def register() -> None:
         "models": typer.Typer(help=MODELS_ABOUT, invoke_without_command=True),
         "jobs": typer.Typer(help=JOBS_ABOUT, invoke_without_command=True),
         "jobs submit": typer.Typer(help="Queue a request of a task.", no_args_is_help=True),
+        "serve": typer.Typer(help=serve.__doc__, invoke_without_command=True),
+        "serve token": typer.Typer(help="Tokens: who may use the server.", no_args_is_help=True),
     }
+    groups["serve"].callback(help=serve.__doc__)(with_console(request_command(Serving)(serve), group=True))
     for name, about in (("models", MODELS_ABOUT), ("jobs", JOBS_ABOUT)):
         groups[name].callback(help=about)(_alone(COMMANDS[f"{name} list"]))
     for name, function in COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         groups[group].command(verb)(with_console(function))
-    for name in ("jobs submit", "models", "train", "jobs"):
+    for name in ("jobs submit", "serve token", "models", "train", "jobs", "serve"):
         group, _, verb = name.rpartition(" ")
         groups[group].add_typer(groups[name], name=verb)
 

@@ -16,6 +16,7 @@ from .model_commands import MODELS
 from .output import ensure_folder
 from .requests import REQUESTS
 from .reuse_commands import train_harmonica, train_reuse
+from .serve_commands import TOKENS
 
 File = Annotated[
     str, typer.Argument(help="an image, a .safetensors or .gguf file, or a model folder", metavar="FILE")
@@ -180,4 +181,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train reuse": train_reuse,
     **MODELS,
     **JOBS,
+    **TOKENS,
 }

@@ -29,6 +29,7 @@ FLAGS = (
 )
 EXTRAS = {
     "gradio": ("ui", "the web interface"),
+    "fastapi": ("serve", "the HTTP API"),
     "ray": ("batch", "batch jobs over several machines"),
     "open3d": ("three-d", "mesh extraction and point cloud tools"),
     "trimesh": ("three-d", "mesh files: GLB, OBJ, PLY"),

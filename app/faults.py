@@ -81,10 +81,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def validation_sentences(error: ValidationError, fields: Iterable[str]) -> list[str]:
     """One sentence per fault of a request: `field: value remedy`."""
-    return [_fault(fault, list(fields)) for fault in error.errors(include_url=False)]
+    return [fault_sentence(fault, list(fields)) for fault in error.errors(include_url=False)]
 
 
-def _fault(fault: Any, fields: list[str]) -> str:
+def fault_sentence(fault: Any, fields: list[str]) -> str:
+    """One of pydantic's faults as a sentence."""
     kind, place, value = fault["type"], ".".join(str(part) for part in fault["loc"]), fault["input"]
     if kind == "extra_forbidden":
         return str(

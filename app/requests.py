@@ -37,10 +37,16 @@ def field(
     unit: str = "",
     group: str = "basic",
     flags: tuple[str, ...] = (),
+    holds: str = "",
     **bounds: Any,
 ) -> Any:
-    """A request field. `flags` are spellings besides `--name`; `bounds` are pydantic's (ge, le ...)."""
+    """A request field. `flags` are spellings besides `--name`; `bounds` are pydantic's (ge, le ...).
+
+    `holds` says what a text stands for: words, model, bridge, place (file or folder), picture, pictures (NAME=FILE). A
+    server lets a stranger give words as they are, and all else within what is open to him; without `holds`, no paths.
+    """
     extra: dict[str, Any] = {"unit": unit, "group": group, "flags": list(flags)}
+    extra |= {"holds": holds} if holds else {}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -83,18 +89,20 @@ class SamplingRequest(Request):
 
     shorthands: ClassVar[dict[str, Shorthand]] = SIZE
 
-    prompt: str = field("", "what the picture shows", flags=("-p",))
-    negative: str = field("", "what to steer away from", flags=("-n", "--negative-prompt"))
+    prompt: str = field("", "what the picture shows", flags=("-p",), holds="words")
+    negative: str = field("", "what to steer away from", flags=("-n", "--negative-prompt"), holds="words")
     model: str = field(
         "still-life",
         "built-in or remembered model, folder or file of weights, or owner/name that was pulled: `sfumato models`",
         flags=("-m",),
+        holds="model",
         min_length=1,
     )
     parts: str | None = field(
         None,
         "for a single file: folder in diffusers layout (or its name) with its tokenizers and what else it lacks",
         group="advanced",
+        holds="model",
         min_length=1,
     )
     width: int | None = field(
@@ -134,21 +142,26 @@ class SamplingRequest(Request):
         (), "LoRA, a file or a name in --lora-folder; repeat for more", group="advanced", flags=("--lora",)
     )
     lora_folder: str = field(
-        "loras", "folder in which LoRAs are looked up by name", group="advanced", min_length=1
+        "loras", "folder in which LoRAs are looked up by name", group="advanced", holds="place", min_length=1
     )
     wildcards: str | None = field(
-        None, "folder of text files: __name__ in a prompt is a line of name.txt", group="advanced"
+        None,
+        "folder of text files: __name__ in a prompt is a line of name.txt",
+        group="advanced",
+        holds="place",
     )
     embeddings: tuple[str, ...] = field(
         (),
         "file of textual inversion; its word stands in prompts as <name>; repeat for more",
         group="advanced",
         flags=("--embedding",),
+        holds="place",
     )
     bridge: str | None = field(
         None,
         "language model that reads the prompt instead of the model's text encoder: folder of a bridge, or its name",
         group="advanced",
+        holds="bridge",
         min_length=1,
     )
     image: str | None = field(
@@ -156,12 +169,14 @@ class SamplingRequest(Request):
         "picture to start from; for models that look at one, the picture they look at",
         group="picture",
         flags=("-i",),
+        holds="picture",
         min_length=1,
     )
     mask: str | None = field(
         None,
         "what to repaint of --image: white is repainted, black is kept bit for bit",
         group="picture",
+        holds="picture",
         min_length=1,
     )
     strength: float | None = field(
@@ -176,6 +191,7 @@ class SamplingRequest(Request):
         "what a model looks at besides, as NAME=FILE (control=depth.png); repeat for more",
         group="picture",
         flags=("--picture",),
+        holds="pictures",
     )
     batch: int = field(
         1,
@@ -225,7 +241,9 @@ class WorldRequest(Request):
     task: ClassVar[str] = "world"
     shorthands: ClassVar[dict[str, Shorthand]] = SIZE
 
-    prompt: str = field("", "caption of the scene; without one, a random scene of the seed", flags=("-p",))
+    prompt: str = field(
+        "", "caption of the scene; without one, a random scene of the seed", flags=("-p",), holds="words"
+    )
     maps: tuple[str, ...] = field(
         ("all",), "all, or some of rgb, depth, normals, ids, masks, lines; give it again for more"
     )

@@ -127,18 +127,21 @@ class Store:
         self, requests: Iterable[Request], *, priority: int = 0, folder: Path | None = None
     ) -> list[int]:
         """Queue all of them or none."""
-        now, home = time.time(), str((folder or Path()).absolute())
-        rows = [_row(request) for request in requests]
-        ids = []
-        with self.change(durable=True) as db:
-            place = db.execute("SELECT COALESCE(MAX(place), 0) FROM jobs").fetchone()[0]
-            for i, row in enumerate(rows):
-                db.execute(INSERT, (row.task, row.device, row.summary, now, priority, place + 1 + i))
-                ids.append(int(db.execute("SELECT last_insert_rowid()").fetchone()[0]))
-                db.execute(
-                    "INSERT INTO requests VALUES (?, ?, ?, ?)", (ids[-1], row.request, home, row.words)
-                )
-                self.append(ids[-1], QUEUED, {"priority": priority})
+        rows = [row_of(request) for request in requests]
+        with self.change(durable=True):
+            return self.add(rows, priority=priority, folder=folder)
+
+    def add(self, rows: Iterable[Row], *, priority: int = 0, folder: Path | None = None) -> list[int]:
+        """The same within a `change`, for those who look at the queue, or write something down, in one with it."""
+        now, home, ids = time.time(), str((folder or Path()).absolute()), list[int]()
+        place = self.db.execute("SELECT COALESCE(MAX(place), 0) FROM jobs").fetchone()[0]
+        for i, row in enumerate(rows):
+            self.db.execute(INSERT, (row.task, row.device, row.summary, now, priority, place + 1 + i))
+            ids.append(int(self.db.execute("SELECT last_insert_rowid()").fetchone()[0]))
+            self.db.execute(
+                "INSERT INTO requests VALUES (?, ?, ?, ?)", (ids[-1], row.request, home, row.words)
+            )
+            self.append(ids[-1], QUEUED, {"priority": priority})
         return ids
 
     def get(self, id: int) -> Job:
@@ -240,7 +243,8 @@ class Store:
         return self.home / "jobs" / str(id)
 
 
-def _row(request: Request) -> Row:
+def row_of(request: Request) -> Row:
+    """A request as it is to be stored, its seed drawn if it has none."""
     values = settled(request).model_dump(mode="json")
     given = request.model_dump(mode="json", exclude_defaults=True)
     summary = " ".join(str(values.get(request.positional, "")).split())[:200]

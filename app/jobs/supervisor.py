@@ -24,7 +24,7 @@ def supervise(arguments: Sequence[str], home: Path, console: Console, *, strikes
     command = [sys.executable, "-m", "sfumato.app", "jobs", "run", "--alone", *arguments]
     while True:
         child = subprocess.Popen(  # in a group of its own, so that Ctrl+C reaches it once, from here
-            command, preexec_fn=_end_with_parent if sys.platform == "linux" else None, process_group=0
+            command, preexec_fn=end_with_parent if sys.platform == "linux" else None, process_group=0
         )
 
         def hand_on(number: int, frame: FrameType | None, child: subprocess.Popen[bytes] = child) -> None:
@@ -48,6 +48,6 @@ def supervise(arguments: Sequence[str], home: Path, console: Console, *, strikes
             return FAILED
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: should the supervisor be killed, the runner writes a checkpoint and ends."""
     ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGTERM)

@@ -142,3 +142,12 @@ def test_scenes_are_counted_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "CASES", {"small": (2, 16, ("rgb",))})
     (row,) = world.measure(harness.Options("", repeats=1, steps=1, device="cpu", dry=True))
     assert row.unit == "scenes/s" and row.median > 0
+
+
+@pytest.mark.slow
+def test_polling_is_measured_while_a_job_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving, harness = script("serving", monkeypatch), script("harness", monkeypatch)
+    monkeypatch.setattr(serving, "PAUSE", 0.01)
+    given = harness.Options("still-life", repeats=1, steps=20, device="cpu", dry=True)
+    rows = serving.measured(given, clients=3, seconds=1.0)
+    assert [row.unit for row in rows] == ["ms", "ms", "answers/s"] and all(row.median > 0 for row in rows)

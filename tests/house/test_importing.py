@@ -68,7 +68,7 @@ def test_importing_every_module_does_no_work(tmp_path: Path) -> None:
 
 def test_the_command_line_starts_without_the_heavy_packages() -> None:
     """What `sfumato --help` loads; torch alone takes seconds."""
-    heavy = {"torch", "diffusers", "transformers", "numpy", "PIL"}
+    heavy = {"torch", "diffusers", "transformers", "numpy", "PIL", "fastapi", "uvicorn"}
     code = f"import sys, sfumato.app.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,8 +18,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "starlette": "fastapi"}
 """Import name -> name to install, where they differ."""
+OF_AN_EXTRA = {"app/server": "serve"}
+"""Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
 DATA = ("assets/models", "pipelines/doors/configs", "kernels/native/attention.cpp", "py.typed")
 """What the wheel carries beside code."""
 
@@ -60,17 +62,22 @@ def test_the_root_init_is_a_docstring() -> None:
 
 
 def test_everything_imported_is_declared() -> None:
-    """At the top of a file only what every installation has; inside functions an extra may be used too."""
+    """At the top of a file only what every installation has; inside functions an extra may be used too.
+
+    A folder that belongs to an extra may use that at the top.
+    """
     always = {plain(r.name) for r in requirements()[""]}
     known = always | {plain(r.name) for group in requirements().values() for r in group}
     faults = []
     for path in python(*CODE, *SCRIPTS):
+        extra = OF_AN_EXTRA.get(place(path.parent), "")
+        own = always | {plain(r.name) for r in requirements()[extra]}
         siblings = {p.stem for p in path.parent.glob("*.py")} if path.parts[-2] in SCRIPTS else set()
         for found in imports(path):
             top = found.module.partition(".")[0]
             if top in ("sfumato", "__future__", *siblings) or top in sys.stdlib_module_names:
                 continue
-            if plain(DISTRIBUTION.get(top, top)) not in (known if found.lazy else always):
+            if plain(DISTRIBUTION.get(top, top)) not in (known if found.lazy else own):
                 faults.append(f"{place(path)}:{found.line}: {top} is not declared in pyproject.toml")
     assert not faults, listed(faults)
 

@@ -93,7 +93,7 @@ def clip(vocab: int, start: int, end: int, *, width: int, layers: int) -> CLIPTe
 
 
 def llama(vocab: int, start: int, end: int) -> LlamaForCausalLM:
-    """A language model of 1.9 million weights."""
+    """A language model of 1.4 million weights."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab,

@@ -4,6 +4,7 @@ libFuzzer, through atheris, mutates files and keeps those that reach new lines o
 more memory than twice the input and 2 MB (what the interpreter takes beside it) ends the process with an error.
 """
 
+import resource
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -22,12 +23,16 @@ READERS: dict[str, Callable[[Path], object]] = {
     "json": read_json,
 }
 MARGIN = 2_000_000
+ADDRESSES = 2 << 30
+"""Bytes of address space."""
 
 
 def main(target: str, corpus: str, runs: str) -> None:
     read = READERS[target]
     file = Path(corpus).with_name("input")
     tracemalloc.start()
+    # libFuzzer's own limit counts the memory of whoever started this process
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
 
     def once(data: bytes) -> None:
         file.write_bytes(data)
@@ -40,7 +45,7 @@ def main(target: str, corpus: str, runs: str) -> None:
         used = tracemalloc.get_traced_memory()[1] - before
         assert used < 2 * len(data) + MARGIN, f"{used} bytes of memory for a file of {len(data)}"
 
-    options = [f"-runs={runs}", "-timeout=5", "-rss_limit_mb=512", "-seed=1", "-max_len=4096", "-verbosity=1"]
+    options = [f"-runs={runs}", "-timeout=5", "-rss_limit_mb=0", "-malloc_limit_mb=256", "-seed=1", "-max_len=4096", "-verbosity=1"]
     atheris.Setup([sys.argv[0], *options, corpus], once)
     atheris.Fuzz()
 

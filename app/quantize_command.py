@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NETWORKS = ("transformer", "unet", "prior", "decoder")
 """What the network that denoises is called in an index, the first that is there."""
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+STEPS = 8
+"""Of each calibration run, or the model's own if they are fewer."""
 MIXED = ("int2", "int3", "int4", "int6", "int8")
 """Formats among which mixdq chooses."""
 
@@ -56,17 +58,35 @@ def models_quantize(
     prompts: Annotated[
         int, typer.Option("--prompts", help="captions to calibrate on; 0 does without", min=0)
     ] = 8,
-    steps: Annotated[int, typer.Option("--steps", help="steps of each calibration run", min=2)] = 8,
 ) -> None:
     """Write a model folder with packed weights. It opens like any other, without the original.
 
     Weights are read and written layer by layer. Methods that calibrate open the plain model first, as generate does.
     """
     from ..pipelines.converts.weight_only import WeightOnly
-    from ..pipelines.loading import find_model
-    from ..pipelines.quantised import networks, quantise
+    from ..pipelines.quantised import quantise
     from .builder import find
     from .chosen import Technique
+
+    folder, part = _network(place)
+    technique = Technique.model_validate(method)
+    entry = find(technique, "convert", "method")
+    limit = None if budget is None else parse_size(budget)
+    given = _settings(technique, entry, bits)
+    given |= _measured(console, entry, given, folder / part, (limit, prompts))
+    made = _make(entry, given)
+    converts = {part: made, **{name: WeightOnly("int8") for name in also or () if name != part}}
+    console.say(f"packing {', '.join(converts)}")
+    said = str(technique) if bits is None else f"{technique} in {bits} bits"
+    found = quantise(folder, Path(output).expanduser(), converts, said=said, budget=limit)
+    data = {"folder": output, "method": said, "parts": [one._asdict() for one in found]}
+    console.data(data, "\n".join([output, *(told(one) for one in found)]))
+
+
+def _network(place: str) -> tuple[Path, str]:
+    """A model's folder, and the name of the network in it."""
+    from ..pipelines.loading import find_model
+    from ..pipelines.quantised import networks
     from .registry import locate
 
     folder = find_model(locate(place).place)
@@ -75,18 +95,7 @@ def models_quantize(
     part = next((name for name in NETWORKS if name in networks(folder)), None)
     if part is None:
         raise refuse("model", place, f"has no {' or '.join(NETWORKS)}")
-    technique = Technique.model_validate(method)
-    entry = find(technique, "convert", "method")
-    limit = None if budget is None else parse_size(budget)
-    given = _settings(technique, entry, bits)
-    given |= _measured(console, entry, given, folder, (part, limit, prompts, steps))
-    made = _make(entry, given)
-    converts = {part: made, **{name: WeightOnly("int8") for name in also or () if name != part}}
-    console.say(f"packing {', '.join(converts)}")
-    said = str(technique) if bits is None else f"{technique} in {bits} bits"
-    found = quantise(folder, Path(output).expanduser(), converts, said=said, budget=limit)
-    data = {"folder": output, "method": said, "parts": [one._asdict() for one in found]}
-    console.data(data, "\n".join([output, *(told(one) for one in found)]))
+    return folder, part
 
 
 def told(one: Written) -> str:
@@ -121,18 +130,14 @@ def _settings(technique: Any, entry: Entry, bits: int | None) -> dict[str, Any]:
 
 
 def _measured(
-    console: Console,
-    entry: Entry,
-    given: dict[str, Any],
-    folder: Path,
-    asked: tuple[str, int | None, int, int],
+    console: Console, entry: Entry, given: dict[str, Any], home: Path, asked: tuple[int | None, int]
 ) -> dict[str, Any]:
     """What a method must know of the model: what its layers are given, how much each matters."""
     from ..assets.recipes.measure import prompts as captions
     from ..pipelines.calibration import watch
     from ..pipelines.loading import open_model
 
-    part, limit, count, steps = asked
+    limit, count = asked
     wanted = {setting.name: setting.default is ... for setting in entry.settings}
     if "sensitivity" in wanted and limit is None:
         raise refuse("budget", "none", "was given; mixdq chooses formats by --budget")
@@ -142,12 +147,13 @@ def _measured(
         raise refuse("prompts", "0", f"leaves nothing to calibrate {entry.id} on; give 1 or more")
     if count == 0 or not (needed or listens):
         return {}
-    texts, model, found = captions(count, split="train"), open_model(folder), {}
+    texts, model, found = captions(count, split="train"), open_model(home.parent), {}
+    steps = max(2, min(STEPS, model.defaults.steps))
     console.say(f"calibrating on {count} captions at {steps} steps")
     if listens:
         found["seen"] = watch(model, texts, steps)
     if "sensitivity" in wanted and limit is not None:
-        found |= _weighed(model, texts, steps, folder / part, limit)
+        found |= _weighed(model, texts, steps, home, limit)
     return found
 
 

@@ -66,6 +66,10 @@ def quantise(
             _write(folder, made, part, f"{index[part][0]}.{index[part][1]}", convert, said)
             for part, convert in converts.items()
         ]
+        if not found[0].layers:
+            raise BadInput(
+                "method", f"{said} packs none of the layers of {folder}; see its settings smallest and skip"
+            )
         if budget is not None and found[0].after > budget:
             raise BadInput(
                 "budget",
@@ -120,10 +124,6 @@ def _write(folder: Path, made: Path, part: str, kind: str, convert: Convert, sai
         for name, (file, entry) in source.items():
             writer.copy(name, file, entry)
         metadata[KEY] = json.dumps({"format_version": VERSION, "layers": layers})
-        if not layers:
-            raise BadInput(
-                "method", f"{said} packs none of the layers of {home}; see its settings smallest and skip"
-            )
     formats = [str(spec["format"]) for spec in layers.values()]
     before = sum(entry.end - entry.start for _, entry in read_headers(files).values())
     counts = {name: formats.count(name) for name in sorted(set(formats))}

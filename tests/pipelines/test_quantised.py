@@ -72,6 +72,7 @@ def test_written_and_opened(family: str, method: str, tmp_path: Path) -> None:
     ours = open_model(output)
     assert len(packed(ours.denoise.net)) == written[0].layers
     plain = open_model(folder)
+    assert ours.info()["parameters"] == plain.info()["parameters"]
     for name, opened in plain.parts.items():
         converts[name](opened.net)
         wanted, found = opened.net.state_dict(), ours.parts[name].net.state_dict()

@@ -162,12 +162,11 @@ def _weighed(model: Model, texts: list[str], steps: int, home: Path, limit: int)
     from ..kernels.quant.formats import NAMED
     from ..kernels.quant.packed import matrix_shape
     from ..pipelines.calibration import sensitivity
-    from ..pipelines.converts._layers import ENDS
     from ..pipelines.converts._packing import SMALLEST
     from ..pipelines.weights import read_headers, weight_files
 
     formats = {name: NAMED[name] for name in MIXED}
-    found = sensitivity(model, texts[:2], steps, formats, skip=ENDS, smallest=SMALLEST)
+    found = sensitivity(model, texts[:2], steps, formats, smallest=SMALLEST)
     headers = read_headers(weight_files(home).files)
     whole = sum(entry.end - entry.start for _, entry in headers.values())
     net: Any = model.denoise.net

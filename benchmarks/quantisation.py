@@ -17,7 +17,6 @@ from sfumato.assets.recipes.measure import bars, prompts
 from sfumato.kernels.quant.formats import NAMED
 from sfumato.kernels.quant.stored import held_bytes
 from sfumato.pipelines.calibration import sensitivity, watch
-from sfumato.pipelines.converts._layers import ENDS
 from sfumato.pipelines.converts._packing import SMALLEST
 from sfumato.pipelines.converts.dgq import Dgq
 from sfumato.pipelines.converts.int8 import Int8
@@ -59,7 +58,8 @@ def methods(model: Model, steps: int, chosen: Sequence[str]) -> dict[str, Conver
     found |= {"plain W4A4": SvdQuant(rank=0, alphas=())}
     if not chosen or "mixdq" in chosen:
         forms = {name: NAMED[name] for name in ("int2", "int3", "int4", "int6", "int8")}
-        weighed = sensitivity(model, texts[:2], steps, forms, skip=ENDS, smallest=SMALLEST)
+        weighed = sensitivity(model, texts[:2], steps, forms, smallest=SMALLEST)
+        found["weight-only int4, every layer"] = WeightOnly("int4", skip=())  # as large as the next
         found["mixdq"] = MixDq(weighed, sum(sizes["int4"] for sizes in weighed.sizes.values()))
     return {name: convert for name, convert in found.items() if not chosen or name in chosen}
 

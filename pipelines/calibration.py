@@ -37,24 +37,25 @@ def sensitivity(
     *,
     skip: Sequence[str] = (),
     smallest: int = 0,
-    seed: int = 0,
+    content: Sequence[str] = CONTENT,
     size: int | None = None,
 ) -> Sensitivity:
     """What the network's output loses by each format in each layer alone; one network call per layer and format.
 
-    The calls are those of the first, the middle and the last step of each prompt.
+    The calls are those of the first, the middle and the last step of each prompt. Layers whose names fit `content` are
+    judged by likeness, all others by noise; with no such names all are.
     """
-    net, calls = model.denoise.net, _calls(model, prompts, steps, seed, size)
+    net, calls = model.denoise.net, _calls(model, prompts, steps, 0, size)
     plain = [_output(net(*args, **kwargs)) for args, kwargs in calls]
     losses: dict[str, dict[str, float]] = {}
     sizes: dict[str, dict[str, int]] = {}
-    content = set()
+    likeness = set()
     for name, found in chosen(net, skip=skip, smallest=smallest):
         layer = packable(found)
         if layer is None:
             continue
-        if any(fnmatchcase(name, pattern) for pattern in CONTENT):
-            content.add(name)
+        if any(fnmatchcase(name, pattern) for pattern in content):
+            likeness.add(name)
         losses[name], sizes[name] = {}, {}
         for title, form in formats.items():
             poll()
@@ -64,10 +65,10 @@ def sensitivity(
                 ours = [_output(net(*args, **kwargs)) for args, kwargs in calls]
             finally:
                 layer.weight = held
-            judge = _unlike if name in content else _noise
+            judge = _unlike if name in likeness else _noise
             losses[name][title] = sum(map(judge, ours, plain)) / len(plain)
             sizes[name][title] = layer_size(layer, form)
-    return Sensitivity(losses, sizes, frozenset(content))
+    return Sensitivity(losses, sizes, frozenset(likeness))
 
 
 def _parameter(form: Format, w: Tensor, like: Tensor) -> nn.Parameter:

@@ -152,14 +152,12 @@ def test_noisyquant_on_heavy_tails(lost: Any, seen: Seen) -> None:
 def test_mixdq_beats_uniform(lost: Any, model: Any) -> None:
     pytest.importorskip("scipy")
     formats = {name: NAMED[name] for name in ("int2", "int3", "int4", "int6", "int8")}
-    found = sensitivity(
-        model, PROMPTS[:1], 2, formats, skip=WeightOnly().skip, smallest=WeightOnly().smallest, size=SIZE
-    )
+    found = sensitivity(model, PROMPTS[:1], STEPS, formats, smallest=4096, size=SIZE)
     assert 0 < len(found.content) < len(found.losses)
     budget = sum(sizes["int4"] for sizes in found.sizes.values())
-    ours, uniform = lost(MixDq(found, budget)), lost(WeightOnly("int4"))
+    ours, uniform = lost(MixDq(found, budget)), lost(WeightOnly("int4", skip=()))
     print(ours, uniform)
-    assert ours < uniform
+    assert ours < 0.95 * uniform
     net = MixDq(found, budget)(copy.deepcopy(model.denoise.net))
     packed = {n: m for n, m in net.named_modules() if isinstance(m, QuantLinear)}
     taken = sum(t.nbytes for m in packed.values() for t in m.tensors().values())

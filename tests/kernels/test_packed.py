@@ -35,7 +35,7 @@ def inputs(layer: nn.Module, batch: int = 2) -> torch.Tensor:
 def plain(layer: nn.Module, weight: torch.Tensor) -> nn.Module:
     """The layer with another weight."""
     other = copy.deepcopy(layer)
-    other.weight = nn.Parameter(weight.view(layer.weight.shape))
+    other.weight = nn.Parameter(weight.view(layer.weight.shape), requires_grad=False)
     return other
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..pipelines.doors.gguf_header import read_gguf
 from ..pipelines.doors.recognise import identify
+from ..pipelines.packed_header import layers_of
 from ..pipelines.weights import (
     UNSAFE,
     Tensor,
@@ -81,6 +82,7 @@ def inspect_weights(path: Path, *, hashed: bool = True) -> dict[str, Any]:
         "ranks": list(found.ranks),
         "scaled": found.scaled,
         **summary(tensors.values()),
+        **packed_formats([path]),
         "hash": tensor_hash(path) if hashed else None,
         "about": _about(path),
         "tensors": rows,
@@ -115,7 +117,9 @@ def inspect_folder(path: Path) -> dict[str, Any]:
             files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
             parts[name] = {"class": str(value[1])}
             if files:
-                parts[name] |= summary(t for _, t in read_headers(weight_files(folder).files).values())
+                shards = weight_files(folder).files
+                parts[name] |= summary(t for _, t in read_headers(shards).values())
+                parts[name] |= packed_formats(shards)
     return {
         "kind": "model",
         "folder": str(path),
@@ -123,6 +127,13 @@ def inspect_folder(path: Path) -> dict[str, Any]:
         "family": family_of(pipeline),
         "parts": parts,
     }
+
+
+def packed_formats(files: Iterable[Path]) -> dict[str, Any]:
+    """How many layers are packed in each format, under `packed`; nothing for plain weights."""
+    specs = [spec for file in files if file.suffix != ".gguf" for spec in layers_of(file).values()]
+    counts = Counter(str(spec.get("format")) for spec in specs)
+    return {"packed": dict(sorted(counts.items()))} if counts else {}
 
 
 def summary(tensors: Iterable[Tensor]) -> dict[str, Any]:
@@ -195,6 +206,9 @@ def _told_size(part: dict[str, Any]) -> str:
     """Parameters, and the share of each precision if there are several."""
     count = max(1, part["parameters"])
     shares = [f"{n / count:.1%} {d}" if len(part["dtypes"]) > 1 else d for d, n in part["dtypes"].items()]
+    packed = ", ".join(f"{n} layers in {name}" for name, n in part.get("packed", {}).items())
+    if packed:
+        return f"packed, {packed}, {part['bytes']:,} bytes"
     return f"{part['parameters']:,} parameters ({', '.join(shares)}), {part['bytes']:,} bytes"
 
 

@@ -10,6 +10,7 @@ import typer
 
 from .console import Console, table
 from .faults import refuse
+from .quantize_command import models_quantize
 
 Name = Annotated[str, typer.Argument(help="a remembered name: `sfumato models` lists them", metavar="NAME")]
 Place = Annotated[
@@ -237,4 +238,5 @@ MODELS: dict[str, Callable[..., Any]] = {
     "models verify": models_verify,
     "models convert": models_convert,
     "models pull": models_pull,
+    "models quantize": models_quantize,
 }

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ...kernels.quant.packed import QuantConv2d, QuantLinear
+from ...kernels.quant.stored import joined
 from ..errors import BadInput
 from ._lora_files import Pair
 
@@ -28,6 +30,12 @@ def put_on(net: nn.Module, name: str, pairs: Mapping[str, Pair]) -> None:
     """Add an adapter at weight 1, in the network's own precision. `name` holds no dot."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
+    stuck = [module for module in pairs if isinstance(net.get_submodule(module), QuantConv2d)]
+    if stuck:  # peft would make its factors of the packed layer's own class
+        raise BadInput(
+            "loras",
+            f"loras: {stuck[0]} is a packed convolution; join the LoRA with the convert `lora` instead",
+        )
     like = next(weight for weight in net.parameters() if weight.is_floating_point())
     state = {}
     for module, pair in pairs.items():
@@ -97,6 +105,22 @@ def merge(net: nn.Module, weights: Mapping[str, float]) -> list[Merged]:
             layer.merge(adapter_names=acting)
     _bare(net)
     return changed
+
+
+def join_packed(net: nn.Module, pairs: Mapping[str, Pair], weight: float) -> dict[str, Pair]:
+    """The factors for packed layers added to these layers' low-rank branches; what is left is for plain layers."""
+    left = dict(pairs)
+    for name, pair in pairs.items():
+        layer = net.get_submodule(name)
+        if not isinstance(layer, QuantLinear | QuantConv2d):
+            continue
+        if pair.magnitude is not None:
+            raise BadInput(
+                "loras", f"loras: {name} is packed, and DoRA rescales whole weights; merge it first"
+            )
+        joined(layer, pair.down.float().flatten(1), weight * pair.up.float().flatten(1))
+        del left[name]
+    return left
 
 
 def undo(changed: Iterable[Merged]) -> None:

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+
+ENDS = (
+    *("*conv_in", "*conv_out", "proj_out", "norm_out*", "*pos_embed*", "*embedder*", "*embedding*"),
+    *("*time_emb*", "*adaln*", "*norm*.linear"),
+)
+"""Names of layers that are best left alone, with * for anything: where a network begins, ends and hears the time."""
+
+
+def chosen(net: nn.Module, *, skip: Sequence[str] = (), smallest: int = 0) -> Iterator[tuple[str, nn.Module]]:
+    """Dotted names and layers that have weights of their own, one by one; a layer may be exchanged meanwhile.
+
+    Those whose name fits a pattern of `skip`, or that have fewer weights than `smallest`, are passed over.
+    """
+    for name in [name for name, _ in net.named_modules() if name]:
+        layer = net.get_submodule(name)
+        weights = sum(weight.numel() for weight in layer.parameters(recurse=False))
+        if weights and weights >= smallest and not any(fnmatchcase(name, pattern) for pattern in skip):
+            yield name, layer
+
+
+def exchange(net: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    old = net.get_submodule(name)
+    setattr(net.get_submodule(parent), child, new.train(old.training))
 
 
 def replaced(
@@ -15,17 +39,9 @@ def replaced(
     skip: Sequence[str] = (),
     smallest: int = 0,
 ) -> nn.Module:
-    """The network, with make(layer) for each layer that has weights of its own; None leaves one.
-
-    Layers whose dotted name fits a pattern of `skip`, or that have fewer weights than `smallest`, stay as they are.
-    """
-    for name, module in list(net.named_modules()):
-        for child, layer in list(module.named_children()):
-            whole = f"{name}.{child}" if name else child
-            weights = sum(weight.numel() for weight in layer.parameters(recurse=False))
-            if not weights or weights < smallest or any(fnmatchcase(whole, pattern) for pattern in skip):
-                continue
-            new = make(layer)
-            if new is not None:
-                setattr(module, child, new.train(layer.training))
+    """The network, with make(layer) for each layer that is `chosen`; None leaves one."""
+    for name, layer in chosen(net, skip=skip, smallest=smallest):
+        new = make(layer)
+        if new is not None:
+            exchange(net, name, new)
     return net

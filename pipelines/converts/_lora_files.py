@@ -215,5 +215,7 @@ def _shape(module: nn.Module) -> tuple[int, ...] | None:
         base = base.get_submodule("base_layer")
     if isinstance(base, nn.Linear):
         return base.out_features, base.in_features
+    if isinstance(base, nn.Conv2d):
+        return base.out_channels, base.in_channels // base.groups, *base.kernel_size
     weight = dict(base.named_parameters(recurse=False)).get("weight")
     return None if weight is None else tuple(weight.shape)

@@ -22,6 +22,7 @@ from ..weights import JSON_LIMIT, UNSAFE, read_header, read_json, read_metadata,
 from .architectures import Architecture, PartFacts, architecture, known
 from .gguf_header import read_gguf
 from .recognise import Header, Identity, identify, prefix_of
+from .scaled import scaled_layers
 from .supplies import FileSupply, FolderSupply, GgufSupply, check_gguf_package
 
 INDEX = "model_index.json"
@@ -79,9 +80,10 @@ def _known(file: Path, identity: Identity) -> Architecture:
             f"{file} is a {identity.architecture} network; single files open for {', '.join(known())}, "
             "so give its folder in diffusers layout",
         )
-    if identity.scaled:
+    if identity.scaled and not scaled_layers(file):
         raise BadWeights(
-            f"{file}: quantised with scales beside the weights; plain fp8, bf16, fp16 or GGUF opens"
+            f"{file}: quantised with scales beside the weights, and does not say how; "
+            "ComfyUI's own layout, plain fp8, bf16, fp16 or GGUF opens"
         )
     return architecture(identity.architecture)
 

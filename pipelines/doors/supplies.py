@@ -17,6 +17,7 @@ from ..errors import BadInput, BadWeights
 from ..families._parts import BUILD_ERRORS, check_counts, load_net, quiet
 from ..weights import read_tensors
 from .layouts import TRANSLATE, Tensors
+from .scaled import plain, scaled_layers
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -148,13 +149,15 @@ def _read(file: Path, prefix: str, dtype: torch.dtype) -> Tensors:
     """The tensors under a prefix, without it. What is stored in 8 bits cannot be computed with, so it is widened."""
     from safetensors import safe_open
 
+    layers = scaled_layers(file)
     found: Tensors = {}
     with safe_open(str(file), framework="pt", device="cpu") as stream:
         for name in stream.keys():  # noqa: SIM118 (no mapping)
             if name.startswith(prefix):
                 tensor: Tensor = stream.get_tensor(name)
                 found[name.removeprefix(prefix)] = tensor.to(dtype) if tensor.dtype in FLOAT8 else tensor
-    return found
+    own = {n.removeprefix(prefix): spec for n, spec in layers.items() if n.startswith(prefix)}
+    return plain(found, own, dtype) if layers else found
 
 
 def _translated(supply: FileSupply | GgufSupply, tensors: Tensors, kind: str) -> Tensors:

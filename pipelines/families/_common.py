@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...kernels.quant.packed import QuantConv2d, QuantLinear
 from ..card import Card
 from ..errors import BadInput, BadWeights, NotFinite
 from ..lookup import with_defaults
@@ -275,5 +276,7 @@ def flow_schedule(config: Mapping[str, Any], folder: Folder) -> tuple[FlowShift,
 
 
 def count(net: nn.Module) -> int:
-    """Parameters, without those of LoRAs that are on the network for now."""
-    return sum(weight.numel() for name, weight in net.named_parameters() if ".lora_" not in name)
+    """Parameters, without those of LoRAs that are on the network for now; of packed weights what they stand for."""
+    held = sum(weight.numel() for name, weight in net.named_parameters() if ".lora_" not in name)
+    packed = [layer for layer in net.modules() if isinstance(layer, QuantLinear | QuantConv2d)]
+    return held + sum(layer.rows * layer.count - layer.weight.numel() for layer in packed)

@@ -17,8 +17,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..errors import BadWeights
+from ..packed_header import layers_of
 from ..stopping import poll, polled
 from ..weights import read_headers, read_json, weight_files
+from ._packed import load_packed
 
 BUILD_ERRORS = (
     ValueError,
@@ -95,6 +97,8 @@ def load_net(home: Path, kind: str, dtype: torch.dtype, device: torch.device) ->
     if config.get("quantization_config") is not None or (home / "adapter_config.json").exists():
         raise BadWeights(f"{home}: quantised or adapter checkpoints are not opened; use the plain weights")
     files, variant = weight_files(home)
+    if len(files) == 1 and layers_of(files[0]):
+        return Part(_at_rest(load_packed(home, files[0], kind, dtype), device), files)
     held = sum(math.prod(tensor.shape) for _, tensor in read_headers(files).values())
     cls = getattr(importlib.import_module(library), name)
     check_counts(config, home)

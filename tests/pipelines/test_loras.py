@@ -12,6 +12,7 @@ import torch
 from agreement import Case, agree, opened, relative
 from safetensors.torch import save_file
 from sfumato.pipelines.converts.lora import Lora
+from sfumato.pipelines.converts.svdquant import SvdQuant
 from sfumato.pipelines.errors import BadInput, BadWeights
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.loras import Loras
@@ -173,6 +174,30 @@ def test_convert(folder: Path, files: dict[str, Path]) -> None:
     loras.add("x", files["second"])
     loras.weigh({"x": 0.6})
     assert relative(latents(converted), latents(live)) < 1e-4 < relative(latents(converted), before)
+
+
+def test_on_packed_weights(folder: Path, files: dict[str, Path]) -> None:
+    """The factors join the low-rank branch, or live beside; either way no packed weight changes."""
+    joined, live, plain = open_model(folder), open_model(folder), open_model(folder)
+    packing = SvdQuant(rank=2, inputs=0, bits=8, smallest=64)
+    for model in (joined, live):
+        packing(model.denoise.net)
+    before = latents(joined)
+    codes = {n: w.clone() for n, w in joined.denoise.net.named_parameters() if w.dtype == torch.int8}
+    Lora(str(files["kohya"]), weight=0.6)(joined.denoise.net)
+    assert len(codes) > 10
+    assert all(torch.equal(joined.denoise.net.get_parameter(n), w) for n, w in codes.items())
+    Lora(str(files["kohya"]), weight=0.6)(plain.denoise.net)
+    assert relative(latents(joined), latents(plain)) < 0.1 * relative(before, latents(plain))
+    loras = Loras(live)
+    with pytest.raises(BadInput, match="is a packed convolution"):
+        loras.add("x", files["kohya"])
+    assert torch.equal(latents(live), before)
+    loras.add("x", files["second"])
+    loras.weigh({"x": 0.6})
+    assert relative(latents(live), before) > 0.01
+    with pytest.raises(BadInput, match="packed"):
+        loras.merge({"x": 1.0})
 
 
 def test_flux_and_saved_alphas(tmp_path: Path) -> None:

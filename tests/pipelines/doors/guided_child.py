@@ -45,7 +45,15 @@ def main(target: str, corpus: str, runs: str) -> None:
         used = tracemalloc.get_traced_memory()[1] - before
         assert used < 2 * len(data) + MARGIN, f"{used} bytes of memory for a file of {len(data)}"
 
-    options = [f"-runs={runs}", "-timeout=5", "-rss_limit_mb=0", "-malloc_limit_mb=256", "-seed=1", "-max_len=4096", "-verbosity=1"]
+    options = [
+        f"-runs={runs}",
+        "-timeout=5",
+        "-rss_limit_mb=0",
+        "-malloc_limit_mb=256",
+        "-seed=1",
+        "-max_len=4096",
+        "-verbosity=1",
+    ]
     atheris.Setup([sys.argv[0], *options, corpus], once)
     atheris.Fuzz()
 

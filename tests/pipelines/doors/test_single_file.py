@@ -289,6 +289,8 @@ def test_other_files(made, tmp_path: Path) -> None:
     assert "holds nothing that is known" in refused("odd.safetensors", {"a": torch.ones(3, 3)})
     scaled = tensors | {f"{original.LDM}out.2.scale_weight": torch.ones(1)}
     assert "quantised with scales" in refused("scaled.safetensors", scaled)
+    marked = scaled | {f"{original.LDM}out.2.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}')).byte()}
+    assert "is in nvfp4; float8_e4m3fn" in refused("marked.safetensors", marked)
     fewer = {n: t for n, t in tensors.items() if "time_embed.0" not in n}
     assert "lacks time_embedding.linear_1.bias and 1 more" in refused("fewer.safetensors", fewer)
     fewer = {n: t for n, t in tensors.items() if "ln_final" not in n and "final_layer_norm" not in n}
@@ -352,3 +354,39 @@ def test_every_known_architecture_has_its_parts() -> None:
         facts = architecture(id)
         assert facts.parts[facts.network].is_network and facts.parts["scheduler"].config
         assert any(part.is_tokenizer for part in facts.parts.values())
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "int8_blockwise"])
+def test_comfyuis_scales(kind: str, marked: bool, made, tmp_path: Path) -> None:
+    """In the header, or in a tensor beside each weight; both give the weight times its scale."""
+    _, file, parts = made("sd")
+    tensors, wanted, layers = load_file(file), load_file(file), {}
+    for name in [n for n in tensors if n.endswith((".to_q.weight", ".proj.weight")) and tensors[n].ndim == 2]:
+        layer, w = name.removesuffix(".weight"), tensors[name]
+        spec = {"format": kind}
+        if kind == "float8_e4m3fn":
+            scale = whole = w.abs().max() / 448
+            stored = (w / scale).to(torch.float8_e4m3fn)
+        elif kind == "int8_tensorwise":
+            scale = w.abs().amax(1) / 127
+            whole = scale[:, None]
+            stored = (w / whole).round().to(torch.int8)
+        else:
+            spec["group_size"] = 8
+            scale = torch.rand(w.shape[0] // 8, w.shape[1] // 8) + 0.01
+            whole = scale.repeat_interleave(8, 0).repeat_interleave(8, 1)
+            stored = (w / whole).round().clamp(-127, 127).to(torch.int8)
+        tensors |= {name: stored, f"{layer}.weight_scale": scale.clone()}
+        wanted[name] = stored.float() * whole
+        layers[layer] = spec
+        if marked:
+            tensors[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(spec).encode())).byte()
+    assert len(layers) > 2
+    said = (
+        {} if marked else {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    )
+    save_file(tensors, tmp_path / "scaled.safetensors", metadata=said)
+    save_file(wanted, tmp_path / "wanted.safetensors")
+    ours, plain = (open_model(tmp_path / f"{name}.safetensors", parts=parts) for name in ("scaled", "wanted"))
+    assert torch.equal(latents(ours), latents(plain))

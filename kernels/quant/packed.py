@@ -1,0 +1,228 @@
+"""Linear layers and convolutions that keep packed weights and unpack them as they run; any precision, any device.
+
+Beside the weight a layer may hold: a scale per input channel that was moved into the weight (`pre_quant_scale`), a
+low-rank branch in full precision (`low_down`, `low_up`), single weights in full precision (`outlier_*`), a fixed noise
+added before its input is rounded and taken off after (`input_noise`, `noise_output`), and a first token that is always
+the same, with what the full layer makes of it (`first_input`, `first_output`). What is there is named by its tensors,
+so the layer's own state dict is all that a checkpoint needs beside a few numbers. Products in 8 bits go through oneDNN
+where the format has an exact form in 8 bits, on a processor, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .activations import Activation
+from .formats import Format, size_of, spec_of
+from .int8 import Geometry, PackedConv, PackedLinear, Weight, available
+
+Layer: TypeAlias = "nn.Linear | nn.Conv2d"
+
+
+class _Packed(nn.Module):
+    """What both kinds share. `rows` and `count` are those of the weight as a matrix."""
+
+    form: Format
+    activation: Activation | None
+    rows: int
+    count: int
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _hold(
+        self, layer: Layer, form: Format, tensors: Mapping[str, Tensor], activation: Activation | None
+    ) -> None:
+        self.rows, self.count = matrix_shape(layer)
+        self.form, self.activation = form, activation
+        codes = tensors["weight"].flatten(1)
+        # as many axes as a plain weight has: adapters ask for that
+        codes = codes.view(*codes.shape, *[1] * (layer.weight.ndim - 2))
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+        for name, tensor in tensors.items():
+            if name != "weight":
+                self.register_buffer(name, tensor)
+        self._product: PackedLinear | PackedConv | None = None
+
+    def held(self, name: str) -> Tensor | None:
+        return self._buffers.get(name)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the bias."""
+        found = {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
+        return {"weight": self.weight.detach().flatten(1), **found}
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [O,N] that the layer stands for, without its low-rank branch."""
+        w = self.form.unpack(self.tensors(), self.count)
+        values = self.held("outlier_values")
+        if values is not None:
+            ends, columns = self._buffers["outlier_rows"], self._buffers["outlier_columns"]
+            assert ends is not None and columns is not None
+            rows = torch.arange(self.rows, device=w.device).repeat_interleave(ends.diff())
+            w[rows, columns.long()] = values.float()
+        return w.to(dtype)
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values: with the tensors, all it takes to make the layer again."""
+        found = spec_of(self.form)
+        return found if self.activation is None else {**found, "activation": self.activation.spec()}
+
+    def in_8_bits(self, x: Tensor) -> bool:
+        """Whether this input can go through a product in 8 bits."""
+        a = self.activation
+        if a is None or a.bits != 8 or a.group or x.device.type != "cpu" or x.dtype != torch.float32:
+            return False
+        return self.held("outlier_values") is None and available() is None
+
+    def wide(self) -> Weight | None:
+        """The weight in 8 bits, where the format has such a form."""
+        return self.form.widened(self.tensors(), self.count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        axis = 1 if isinstance(self, nn.Conv2d) else -1
+        first, made = self.held("first_input"), self.held("first_output")
+        smooth, noise, shift = (
+            self.held(name) for name in ("pre_quant_scale", "input_noise", "noise_output")
+        )
+        if first is not None:
+            x = torch.cat([x[..., :1, :] - first.to(x.dtype), x[..., 1:, :]], -2)
+        if smooth is not None:
+            x = x / _along(smooth, axis, x)
+        out = self.product(x if noise is None else x + _along(noise, axis, x))
+        if shift is not None:
+            out = out - shift.to(out.dtype)
+        if self.held("low_up") is not None:
+            out = out + self.branch(x)
+        if made is not None:
+            out = torch.cat([out[..., :1, :] + made.to(out.dtype), out[..., 1:, :]], -2)
+        return out
+
+    def product(self, x: Tensor) -> Tensor:
+        """With the packed weight and the bias."""
+        raise TypeError(f"{type(self).__name__} has no product")
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Through the low-rank branch."""
+        raise TypeError(f"{type(self).__name__} has no branch")
+
+    def extra_repr(self) -> str:
+        beside = sorted(set(self._buffers) - set(self.form.shapes(1, 1)))
+        return ", ".join([f"{self.rows}x{self.count}", str(self.form), str(self.activation), *beside])
+
+
+class QuantLinear(_Packed, nn.Linear):
+    """x [...,I] -> [...,O]."""
+
+    def __init__(
+        self, layer: nn.Linear, form: Format, tensors: Mapping[str, Tensor], activation: Activation | None
+    ) -> None:
+        nn.Module.__init__(self)  # nn.Linear's own would make a dense weight first
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._hold(layer, form, tensors, activation)
+
+    def product(self, x: Tensor) -> Tensor:
+        scale = None if self.activation is None else self.activation.scale
+        if self.in_8_bits(x):
+            weight = None if self._product else self.wide()
+            if weight is not None:
+                self._product = PackedLinear(weight, self.bias)
+            if isinstance(self._product, PackedLinear):
+                return self._product(x, scale)
+        if self.activation is not None:
+            x = self.activation(x, -1)
+        return F.linear(x, self.dense(x.dtype), self.bias)
+
+    def branch(self, x: Tensor) -> Tensor:
+        down, up = self._buffers["low_down"], self._buffers["low_up"]
+        assert down is not None and up is not None
+        return F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+
+
+class QuantConv2d(_Packed, nn.Conv2d):
+    """x [B,I,H,W] -> [B,O,h,w]."""
+
+    def __init__(
+        self, layer: nn.Conv2d, form: Format, tensors: Mapping[str, Tensor], activation: Activation | None
+    ) -> None:
+        nn.Module.__init__(self)  # nn.Conv2d's own would make a dense weight first
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        self.kernel_size, self.groups = layer.kernel_size, layer.groups
+        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
+        self.padding_mode, self.transposed, self.output_padding = "zeros", False, (0, 0)
+        self._hold(layer, form, tensors, activation)
+
+    @property
+    def geometry(self) -> Geometry:
+        pairs = (self.stride, self.padding, self.dilation)
+        stride, padding, dilation = (cast("tuple[int, int]", pair) for pair in pairs)
+        return Geometry(stride, padding, dilation, self.groups)
+
+    def product(self, x: Tensor) -> Tensor:
+        shape = (self.rows, self.in_channels // self.groups, *self.kernel_size)
+        scale = None if self.activation is None else self.activation.scale
+        if self.in_8_bits(x):
+            weight = None if self._product else self.wide()
+            if weight is not None:
+                stored = Weight(weight.stored.reshape(shape), weight.scale)
+                self._product = PackedConv(stored, self.bias, self.geometry)
+            if isinstance(self._product, PackedConv):
+                return self._product(x, scale)
+        if self.activation is not None:
+            x = self.activation(x, 1)
+        return F.conv2d(x, self.dense(x.dtype).view(shape), self.bias, *self.geometry)
+
+    def branch(self, x: Tensor) -> Tensor:
+        down, up = self._buffers["low_down"], self._buffers["low_up"]
+        assert down is not None and up is not None
+        shape = (len(down), self.in_channels, *self.kernel_size)
+        inner = F.conv2d(x, down.to(x.dtype).view(shape), None, *self.geometry)
+        return F.conv2d(inner, up.to(x.dtype)[:, :, None, None])
+
+
+def _along(values: Tensor, axis: int, x: Tensor) -> Tensor:
+    return values.to(x.dtype).view(-1, *[1] * (x.ndim - 2)) if axis == 1 else values.to(x.dtype)
+
+
+def matrix_shape(layer: Layer) -> tuple[int, int]:
+    """Output channels, and weights of each."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+
+
+def packable(layer: nn.Module) -> Layer | None:
+    """The layer, if there is a packed form of it and it has none yet."""
+    if isinstance(layer, _Packed):
+        return None
+    if isinstance(layer, nn.Linear):
+        return layer
+    plain = (
+        isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
+    )
+    return layer if plain and isinstance(layer, nn.Conv2d) else None
+
+
+def packed(
+    layer: Layer, form: Format, tensors: Mapping[str, Tensor], activation: Activation | None = None
+) -> QuantLinear | QuantConv2d:
+    """A layer of the same shape and bias, with these tensors for its weight."""
+    kind = QuantLinear if isinstance(layer, nn.Linear) else QuantConv2d
+    made: QuantLinear | QuantConv2d = kind(layer, form, tensors, activation)
+    return made
+
+
+def matrix(layer: Layer) -> Tensor:
+    """The weight [O,N], float32."""
+    return layer.weight.detach().float().flatten(1)
+
+
+def layer_size(layer: Layer, form: Format) -> int:
+    """Bytes of the packed weight."""
+    return size_of(form, *matrix_shape(layer))

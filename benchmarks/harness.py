@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def write(
     name: str, title: str, rows: Sequence[Row], about: Mapping[str, Any], folder: Path = RESULTS
 ) -> Path:
     """benchmarks/results/<name>.json, from which `make docs` writes the tables."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    given = ["FOLDER" if before == "--folder" else word for before, word in pairwise(["", *sys.argv[1:]])]
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
     found = {"title": title, "command": command, "machine": dict(about), "rows": [asdict(r) for r in rows]}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"

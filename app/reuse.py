@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pipelines.errors import BadInput
+from ..pipelines.errors import BadInput, NoSite
 from ..pipelines.loading import find_model
 from ..pipelines.protocols import Model
 from ..pipelines.reuse_curve import read_curve
@@ -52,7 +52,6 @@ def candidates(model: Model) -> tuple[str, ...]:
         try:
             with patch(model.denoise.net):
                 return texts
-        except ValueError as error:
-            if "has no site" not in str(error):
-                raise
+        except NoSite:
+            continue
     raise BadInput("name", f"{type(model.denoise.net).__name__} has neither the site 'blocks' nor 'skip'")

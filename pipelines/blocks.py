@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .errors import NoSite
 from .sites import Answer, calls
 
 Streams = tuple[Tensor | None, ...]
@@ -91,15 +92,13 @@ def stacks(net: nn.Module) -> list[tuple[Block, ...]]:
         for number, module in enumerate(child):
             kind = type(module).__name__
             if kind not in STREAMS:
-                raise ValueError(
+                raise NoSite(
                     f"{type(net).__name__} has no site 'blocks': nobody has said which streams {kind} returns"
                 )
             blocks.append(Block(f"{name}.{number}", module, STREAMS[kind]))
         found.append(tuple(blocks))
     if not found:
-        raise ValueError(
-            f"{type(net).__name__} has no site 'blocks': no list of them called {', '.join(STACKS)}"
-        )
+        raise NoSite(f"{type(net).__name__} has no site 'blocks': no list of them called {', '.join(STACKS)}")
     return found
 
 

@@ -161,8 +161,8 @@ def with_bridge(model: Model, bridge: Bridge) -> Model:
         raise BadInput(
             "bridge", f"bridge: {model.name} ({model.family}) reads prompts otherwise than as one sequence"
         )
+    made = f" (it was made for {bridge.card.made_for})" if bridge.card.made_for else ""
     if text.shape[2] != bridge.width:
-        made = f" (it was made for {bridge.card.made_for})" if bridge.card.made_for else ""
         raise BadInput(
             "bridge",
             f"bridge: {bridge.folder.name} speaks in {bridge.width} features, {model.name} listens in "
@@ -179,7 +179,14 @@ def with_bridge(model: Model, bridge: Bridge) -> Model:
     file = bridge.folder / LORAS
     if file.is_file():
         loras = Loras(bridged)
-        loras.add("bridge", file)
+        unused = loras.add("bridge", file).unused
+        if unused:
+            loras.remove("bridge")
+            raise BadInput(
+                "bridge",
+                f"bridge: {bridge.folder.name} changes {unused[0]}, which {model.name} does not have; take a bridge "
+                f"that was made for this model{made}",
+            )
         loras.merge({"bridge": 1.0})
     return bridged
 

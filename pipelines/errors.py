@@ -15,6 +15,13 @@ class BadInput(SfumatoError):
         self.field = field
 
 
+class NoSite(BadInput):
+    """A technique needs a part of the network that this network does not have."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("patches", message)
+
+
 class BadWeights(SfumatoError):
     """A checkpoint that is damaged, incomplete, unsafe, or does not fit its own config."""
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .errors import NoSite
 from .guidance.cfg import Cfg
 from .loop import Control, Polled, run
 from .noise import SeededNoise
@@ -50,7 +51,10 @@ class Pipeline:
         """The guided, wrapped prediction while the patches are in place; score distillation uses it directly."""
         with ExitStack() as stack:
             for patch in self.patches:
-                stack.enter_context(patch(self.denoise.net))
+                try:
+                    stack.enter_context(patch(self.denoise.net))
+                except NoSite as error:
+                    raise NoSite(f"{type(patch).__name__}: {error}; leave it out") from error
             denoise: Denoiser = self.denoise if cancelled is None else Polled(self.denoise, cancelled)
             predict = self.guidance(denoise, conds)
             for wrap in self.wraps:

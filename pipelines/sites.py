@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .errors import NoSite
+
 
 class Attend:
     """The attention that was there: q, k, v [B,heads,L,D] -> [B,heads,L,D], with its own mask and scale."""
@@ -65,7 +67,7 @@ _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 def swap(owner: object, name: str, value: object) -> Iterator[None]:
     """Let owner.name be `value` inside the block. A method or class attribute is shadowed, then bare."""
     if not hasattr(owner, name):
-        raise ValueError(f"{type(owner).__name__} has no site {name!r}")
+        raise NoSite(f"{type(owner).__name__} has no site {name!r}")
     registered: Mapping[str, object] = dict(owner._modules) if isinstance(owner, nn.Module) else {}
     if name in registered and not isinstance(value, nn.Module):
         raise ValueError(
@@ -116,9 +118,7 @@ def attention_modules(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """The attention modules of a diffusers network, those with a processor, in order."""
     found = [(name, module) for name, module in net.named_modules() if hasattr(module, "processor")]
     if not found:
-        raise ValueError(
-            f"{type(net).__name__} has no site 'attention': no module with an attention processor"
-        )
+        raise NoSite(f"{type(net).__name__} has no site 'attention': no module with an attention processor")
     return found
 
 

@@ -38,7 +38,7 @@ INNER = 192
 """Width between the adapter's two layers."""
 LANGUAGE, WORDS = 0.2, 0.2
 """Shares of the minutes for the language model, and for words without pictures; the rest is for denoising."""
-UNPADDED = 2
+MATCHED = 2
 """Wordings of each scene whose words are matched."""
 
 
@@ -85,7 +85,7 @@ def lessons(work: Path, clip: CLIPTokenizer, ours: PreTrainedTokenizerFast, data
         told = [
             caption(scene, seed=i * WORDINGS + k)
             for i, scene in enumerate(data.scenes)
-            for k in range(UNPADDED)
+            for k in range(MATCHED)
         ]
         theirs, mine = (language.padded(tokenizer, told, offsets=True) for tokenizer in (clip, ours))
         same = [

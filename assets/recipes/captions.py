@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +29,17 @@ def tokenizer_for(work: Path, data: Pool) -> CLIPTokenizer:
 
 def wordings(work: Path, tokenizer: CLIPTokenizer, data: Pool) -> Tensor:
     """Token ids [N, WORDINGS, TEXT_TOKENS] of several captions of each scene, int16, kept on disk."""
-    file = work / f"crowded-wordings-{len(data)}.pt"
+    return kept(work, "wordings", data, lambda texts: tokenize(tokenizer, texts, networks.TEXT_TOKENS))
+
+
+def kept(work: Path, name: str, data: Pool, ids: Callable[[list[str]], Tensor]) -> Tensor:
+    """ids(captions) [WORDINGS,T] of each scene, [N,WORDINGS,T] int16, kept on disk under a name."""
+    file = work / f"crowded-{name}-{len(data)}.pt"
     if not file.exists():
         rows = []
         for i, scene in enumerate(data.scenes):
             captions = [caption(scene, seed=i * WORDINGS + k) for k in range(WORDINGS)]
-            rows.append(tokenize(tokenizer, captions, networks.TEXT_TOKENS).short())
+            rows.append(ids(captions).short())
         torch.save(torch.stack(rows), file)
     return torch.load(file, weights_only=True)
 

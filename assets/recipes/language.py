@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..still_life.grammar import caption
 from . import networks
-from .captions import WORDINGS
+from .captions import WORDINGS, kept
 from .fitting import Fit, best_device, fit
 from .muon import Muon, muon_groups
 from .pool import Pool
@@ -65,14 +65,7 @@ def tokenizer_for(work: Path, data: Pool) -> PreTrainedTokenizerFast:
 
 def sentences(work: Path, tokenizer: PreTrainedTokenizerFast, data: Pool) -> Tensor:
     """Token ids [N,WORDINGS,TEXT_TOKENS] int16 of the captions of `captions.wordings`, in its order; kept on disk."""
-    file = work / f"crowded-sentences-{len(data)}.pt"
-    if not file.exists():
-        rows = []
-        for i, scene in enumerate(data.scenes):
-            told = [caption(scene, seed=i * WORDINGS + k) for k in range(WORDINGS)]
-            rows.append(padded(tokenizer, told).input_ids.short())
-        torch.save(torch.stack(rows), file)
-    return torch.load(file, weights_only=True)
+    return kept(work, "sentences", data, lambda texts: padded(tokenizer, texts).input_ids)
 
 
 def padded(tokenizer: Any, texts: list[str], *, offsets: bool = False) -> Any:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEVELS = 255
@@ -42,6 +42,13 @@ class Geometry(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+
+
+def geometry_of(layer: nn.Conv2d) -> Geometry:
+    """Of a convolution whose padding is told in numbers."""
+    pairs = (layer.stride, layer.padding, layer.dilation)
+    stride, padding, dilation = (cast("tuple[int, int]", pair) for pair in pairs)
+    return Geometry(stride, padding, dilation, layer.groups)
 
 
 def weight_of(weight: Tensor) -> Weight:

@@ -1,12 +1,14 @@
-"""Layers that compute in 8 bits, in place of torch's own. They keep the packed weights alone."""
+"""Layers that compute in 8 bits, in place of torch's own.
+
+They keep oneDNN's form of the weights alone, a quarter of float32; those of `packed.py` keep what a file holds too.
+"""
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
-from .int8 import Geometry, PackedConv, PackedLinear, weight_of
+from .int8 import PackedConv, PackedLinear, geometry_of, weight_of
+from .packed import packable
 
 
 class Int8Linear(nn.Module):
@@ -32,12 +34,8 @@ class Int8Conv2d(nn.Module):
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        stride, padding, dilation = (
-            cast("tuple[int, int]", pair) for pair in (layer.stride, layer.padding, layer.dilation)
-        )
-        geometry = Geometry(stride, padding, dilation, layer.groups)
         bias = None if layer.bias is None else layer.bias.detach()
-        self.product = PackedConv(weight_of(layer.weight), bias, geometry)
+        self.product = PackedConv(weight_of(layer.weight), bias, geometry_of(layer))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
@@ -48,8 +46,7 @@ class Int8Conv2d(nn.Module):
 
 def int8(layer: nn.Module) -> nn.Module | None:
     """The layer in 8 bits; None if there is no such form of it."""
-    if isinstance(layer, nn.Linear):
-        return Int8Linear(layer)
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-        return Int8Conv2d(layer)
-    return None
+    found = packable(layer)
+    if found is None:
+        return None
+    return Int8Linear(found) if isinstance(found, nn.Linear) else Int8Conv2d(found)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .activations import Activation
 from .formats import Format, size_of, spec_of
-from .int8 import Geometry, PackedConv, PackedLinear, Weight, available
+from .int8 import PackedConv, PackedLinear, Weight, available, geometry_of
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
 
@@ -158,12 +158,6 @@ class QuantConv2d(_Packed, nn.Conv2d):
         self.padding_mode, self.transposed, self.output_padding = "zeros", False, (0, 0)
         self._hold(layer, form, tensors, activation)
 
-    @property
-    def geometry(self) -> Geometry:
-        pairs = (self.stride, self.padding, self.dilation)
-        stride, padding, dilation = (cast("tuple[int, int]", pair) for pair in pairs)
-        return Geometry(stride, padding, dilation, self.groups)
-
     def product(self, x: Tensor) -> Tensor:
         shape = (self.rows, self.in_channels // self.groups, *self.kernel_size)
         scale = None if self.activation is None else self.activation.scale
@@ -171,18 +165,18 @@ class QuantConv2d(_Packed, nn.Conv2d):
             weight = None if self._product else self.wide()
             if weight is not None:
                 stored = Weight(weight.stored.reshape(shape), weight.scale)
-                self._product = PackedConv(stored, self.bias, self.geometry)
+                self._product = PackedConv(stored, self.bias, geometry_of(self))
             if isinstance(self._product, PackedConv):
                 return self._product(x, scale)
         if self.activation is not None:
             x = self.activation(x, 1)
-        return F.conv2d(x, self.dense(x.dtype).view(shape), self.bias, *self.geometry)
+        return F.conv2d(x, self.dense(x.dtype).view(shape), self.bias, *geometry_of(self))
 
     def branch(self, x: Tensor) -> Tensor:
         down, up = self._buffers["low_down"], self._buffers["low_up"]
         assert down is not None and up is not None
         shape = (len(down), self.in_channels, *self.kernel_size)
-        inner = F.conv2d(x, down.to(x.dtype).view(shape), None, *self.geometry)
+        inner = F.conv2d(x, down.to(x.dtype).view(shape), None, *geometry_of(self))
         return F.conv2d(inner, up.to(x.dtype)[:, :, None, None])
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import NoSite
+
 
 @dataclass(frozen=True)
 class Inside:
@@ -23,7 +25,7 @@ def inside(net: nn.Module, branch: int) -> Inside:
     from diffusers import UNet2DConditionModel, UNetMotionModel, UNetSpatioTemporalConditionModel
 
     if not isinstance(net, UNet2DConditionModel | UNetMotionModel | UNetSpatioTemporalConditionModel):
-        raise ValueError(
+        raise NoSite(
             f"{type(net).__name__} has no site 'skip': it is none of diffusers' UNets with a condition"
         )
     unet: Any = net
@@ -31,7 +33,7 @@ def inside(net: nn.Module, branch: int) -> Inside:
     downs = [part for block in unet.down_blocks for part in (*_layers(block), *_samplers(block))]
     connections = len(downs) + 1  # the first comes from conv_in
     if unet.mid_block is None or sum(map(len, ups)) != connections:
-        raise ValueError(f"{type(net).__name__} has no site 'skip': its layers do not pair up")
+        raise NoSite(f"{type(net).__name__} has no site 'skip': its layers do not pair up")
     if branch >= connections:
         raise ValueError(f"branch must be in 0..{connections - 1} in this network, got {branch}")
     skipped = [module for part in downs[branch:] for module in part] + [unet.mid_block]
@@ -51,7 +53,7 @@ def _layers(block: Any) -> list[tuple[nn.Module, ...]]:
     """Each resnet with what follows it: attention, attention in time, or nothing."""
     lists: dict[str, Any] = dict(block._modules)
     if lists.get("resnets") is None:
-        raise ValueError(f"the UNet has no site 'skip': a {type(block).__name__} has no resnets")
+        raise NoSite(f"the UNet has no site 'skip': a {type(block).__name__} has no resnets")
     parts = [
         lists[name] for name in ("resnets", "attentions", "motion_modules") if lists.get(name) is not None
     ]

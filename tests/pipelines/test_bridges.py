@@ -12,6 +12,7 @@ import pytest
 import tiny_models
 import torch
 from agreement import relative
+from patched import traceless
 from safetensors.torch import save_file
 from sfumato.pipelines.bridges import INDEX, LORAS, WEIGHTS, open_bridge, with_bridge
 from sfumato.pipelines.errors import BadInput, BadWeights
@@ -110,6 +111,27 @@ def test_loras_act_in_both_networks(home: Path) -> None:
     with_bridge(model, bridge)
     torch.testing.assert_close(net.get_submodule(name).weight, before + up @ down)
     torch.testing.assert_close(language.layers[0].self_attn.q_proj.weight, query + outer @ inner)
+
+
+def test_loras_for_another_network_are_refused(home: Path) -> None:
+    """As wide as the model listens, but made for another: nothing of it may stay behind."""
+    folder = bridge_folder(home / "of-another", 32)
+    save_file(
+        {
+            "unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.randn(2, 8),
+            "unet.mid_block.attentions.0.proj_in.lora_B.weight": torch.randn(8, 2),
+            "language_model.layers.0.self_attn.q_proj.lora_A.weight": torch.randn(2, 20),
+            "language_model.layers.0.self_attn.q_proj.lora_B.weight": torch.randn(20, 2),
+        },
+        folder / LORAS,
+    )
+    model, bridge = open_model(tiny_models.flux(home / "flux")), open_bridge(folder)
+    with (
+        traceless(model.denoise.net),
+        traceless(bridge.language.net),
+        pytest.raises(BadInput, match=r"changes unet\.mid_block.*, which flux does not have.* made for tiny"),
+    ):
+        with_bridge(model, bridge)
 
 
 def test_t5_at_the_other_end(home: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,17 +19,25 @@ from .builder import build, find
 from .chosen import Technique
 from .faults import refuse
 from .pictures import own_size
+from .planning import GB, Estimate, before_opening
 from .registry import locate
 from .requests import SamplingRequest, settled
+from .room import room
 from .shelf import Shelf
+from .weighing import Weights, weigh
 
 R = TypeVar("R", bound=SamplingRequest)
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+class Opened(NamedTuple, Generic[R]):
+    model: Model
+    request: R
+    """With device and dtype settled, and `offload` where the weights alone are too much."""
+    weights: Weights
 
 
-def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
-    """The model on its device, and the request with device and dtype settled. `device` is what `auto` means."""
+def open_for(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
+    """The model on its device. `device` is what `auto` means."""
     device = device if request.device == "auto" else request.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,14 +59,21 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
     places += [] if beside is None else [find_model(beside, "parts")]
     places += [find_bridge(request.bridge)] if request.bridge else []
 
+    weights, now = weigh(places, dtype), room(device)
+    request = request.model_copy(update={"device": device, "dtype": dtype})
+    request = before_opening(request, weights, now)
+    held = int((request.offload or 0.0) * GB)
+
     def make() -> Model:
-        opened = open_model(place.place, dtype=getattr(torch, dtype), device=device, parts=beside)
+        opened = open_model(
+            place.place, dtype=getattr(torch, dtype), device=device, parts=beside, offload=held
+        )
         if not request.bridge:
             return opened
         return with_bridge(opened, open_bridge(request.bridge, dtype=getattr(torch, dtype), device=device))
 
-    model = shelf.take((place.place, beside, request.bridge, dtype, device), tuple(places), make)
-    return model, request.model_copy(update={"device": device, "dtype": dtype})
+    model = shelf.take((place.place, beside, request.bridge, dtype, device, held), tuple(places), make)
+    return Opened(model, request, weights)
 
 
 def resolve(request: R, model: Model) -> R:
@@ -176,26 +191,17 @@ def machine(request: SamplingRequest) -> dict[str, Any]:
     return {"device": request.device, "name": name, "threads": torch.get_num_threads()}
 
 
-def plan(request: SamplingRequest, model: Model) -> dict[str, Any]:
-    """What the run will do and need, as far as is known before it starts; seconds are not, so null."""
+def plan(request: SamplingRequest, model: Model, found: Estimate) -> dict[str, Any]:
+    """What the run will do, and what it will need on this machine."""
     info = model.info()
-    parameters = sum(info["parameters"].values())
-    assert request.width is not None and request.height is not None and request.steps is not None
-    latent = 1
-    for axis in model.latent_shape(request.width, request.height):
-        latent *= axis
-    weights = parameters * BYTES[request.dtype]
-    images = min(request.batch, request.count)
     return {
         "model": info["name"],
         "family": info["family"],
         "size": f"{request.width}x{request.height}",
         "steps": request.steps,
         "images": request.count,
-        "evaluations": request.steps * request.count,
-        "seconds": None,
-        "weights_bytes": weights,
-        "peak_bytes_at_least": weights + 4 * images * (8 * latent + 3 * request.width * request.height),
+        "evaluations": (request.steps or 0) * request.count,
+        **found.plain(),
         "settings": {t.id: t.settings for t in request.techniques},
     }
 

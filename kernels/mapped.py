@@ -96,7 +96,7 @@ class Scratch:
     def mapped(self) -> Mapped:
         if self._mapped is None:
             self._file.flush()
-            self._mapped = Mapped(self._file)  # type: ignore[arg-type]
+            self._mapped = Mapped(self._file)
         return self._mapped
 
 

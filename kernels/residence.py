@@ -72,9 +72,10 @@ class Route:
     stays: set[Unit] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._index()
+        self.index()
 
-    def _index(self) -> None:
+    def index(self) -> None:
+        """Which units stay, and when each is used."""
         self.uses = {}
         for i, unit in enumerate(self.units):
             self.uses.setdefault(unit, []).append(i)
@@ -97,7 +98,7 @@ class Route:
         if self.running == 0 and self.seen and self.seen != self.units:
             missing = [unit for unit in self.units if unit not in set(self.seen)]
             self.units = [*self.seen, *missing]
-            self._index()
+            self.index()
         self.seen = []
 
     def distance(self, unit: Unit) -> int:
@@ -129,6 +130,20 @@ class Pool:
             self._routes.append(route)
             self._owner.update(dict.fromkeys(units, route))
         return route
+
+    def resize(self, budget: int) -> None:
+        """Another budget from now on. ValueError if a unit is larger."""
+        with self._changed:
+            largest = max((unit.nbytes for unit in self._owner), default=0)
+            if largest > budget:
+                raise ValueError(
+                    f"a budget of {budget:,} bytes is below the {largest:,} of a bucket; give more"
+                )
+            self.budget = budget
+            for route in self._routes:
+                route.budget = budget
+                route.index()
+        self.clear()
 
     def leave(self, route: Route) -> None:
         """The network goes; what it holds is dropped."""

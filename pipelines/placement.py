@@ -20,12 +20,14 @@ import torch
 from torch import nn
 
 from ..kernels.mapped import Mapped, Place
-from ..kernels.offload import Rest, Stored, offload
+from ..kernels.offload import Rest, Stored, offload, offloaded
 from ..kernels.residence import Pool
 from .errors import BadInput
+from .families._common import Checkpoint
 from .families._packed import blank, fill
 from .families._parts import PLACEMENT
 from .packed_header import layers_of
+from .protocols import Model
 from .weights import read_headers
 
 STAYS = ("vae", "movq", "vqvae")
@@ -75,9 +77,7 @@ class Placement:
     ) -> nn.Module:
         """The network ready to be called."""
         if home.name in STAYS:
-            for name, part in net.named_children():
-                if name in ("encoder", "decoder"):
-                    part.register_forward_pre_hook(lambda *_: self.pool.clear())
+            make_way(net, self.pool)
             return net.to(device)
         wide: Any = vars(type(net)).get("_keep_in_fp32_modules") or ()
         stored = stored_in([file for file in files if file.suffix == ".safetensors"])
@@ -112,3 +112,36 @@ def placing(budget: int, device: torch.device) -> Iterator[Pool | None]:
         yield pool
     finally:
         PLACEMENT.reset(token)
+
+
+def offload_model(model: Model, budget: int) -> None:
+    """The same for a model that is open: its weights leave memory, but for so many bytes at once.
+
+    What is offloaded already gets the new budget. BadInput if a layer is larger.
+    """
+    if not isinstance(model, Checkpoint):
+        raise BadInput("offload", f"{type(model).__name__} is no opened checkpoint; open it with open_model")
+    nets = {name: part for name, part in model.parts.items() if name not in STAYS}
+    pools = [done.pool for part in nets.values() if (done := offloaded(part.net)) is not None]
+    device = next((w.device for w in model.denoise.net.parameters()), torch.device("cpu"))
+    pool = pools[0] if pools else Pool(budget, device)
+    try:
+        pool.resize(budget)
+        for part in nets.values():
+            if offloaded(part.net) is None:
+                files = [file for file in part.files if file.suffix == ".safetensors"]
+                scratch = Path(tempfile.gettempdir())
+                offload(part.net, pool, Rest(device, stored=stored_in(files), scratch=scratch))
+    except ValueError as error:
+        raise BadInput("offload", f"offload: {error}") from error
+    if not pools:
+        for name, part in model.parts.items():
+            if name in STAYS:
+                make_way(part.net, pool)
+
+
+def make_way(vae: nn.Module, pool: Pool) -> None:
+    """Before an autoencoder is called everything else leaves memory."""
+    for name, part in vae.named_children():
+        if name in ("encoder", "decoder"):
+            part.register_forward_pre_hook(lambda *_: pool.clear())

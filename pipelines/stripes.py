@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STRIPE = 1 << 24
+STRIPE = 1 << 23
 """Bytes of a stripe of a layer's input."""
 
 Act = Callable[[Tensor], Tensor]
@@ -111,9 +111,7 @@ def local(x: Tensor, rows: tuple[int, int], act: Act, layer: Any) -> Tensor:
 def room_like(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     last = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(
-        len(x), channels, height, width, dtype=x.dtype, device=x.device, memory_format=layout
-    )
+    return torch.empty(len(x), channels, height, width, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def _block(block: Any, size: int) -> Callable[..., Tensor]:
@@ -230,7 +228,10 @@ def _grouped(norm: Any) -> bool:
 def _plain_block(block: Any) -> bool:
     moves = block.upsample is not None or block.downsample is not None
     told = block.time_emb_proj is not None or block.training
-    convs, norms = _three(block.conv1) and _three(block.conv2), _grouped(block.norm1) and _grouped(block.norm2)
+    convs, norms = (
+        _three(block.conv1) and _three(block.conv2),
+        _grouped(block.norm1) and _grouped(block.norm2),
+    )
     beside = block.conv_shortcut
     return convs and norms and not moves and not told and (beside is None or beside.kernel_size == (1, 1))
 

@@ -7,12 +7,14 @@ A picture of no more than one tile goes through whole, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .families._common import Checkpoint, Coder
 from .protocols import Model
@@ -98,14 +100,46 @@ class Tiled:
 
 
 def coded(model: Model, way: str) -> Model:
-    """The model, its autoencoder working so from now on: whole, in stripes, or in tiles."""
+    """The model, its autoencoder working so from now on: whole, in stripes, or in tiles (of stripes)."""
+    _set(_checkpoint(model, way), way)
+    return model
+
+
+@contextmanager
+def working(model: Model, way: str) -> Iterator[Coder]:
+    """The model's autoencoder working so inside this block."""
+    checkpoint = _checkpoint(model, way)
+    before = _way(checkpoint)
+    _set(checkpoint, way)
+    try:
+        yield checkpoint.codec
+    finally:
+        _set(checkpoint, before)
+
+
+def _checkpoint(model: Model, way: str) -> Checkpoint:
     if way not in WAYS:
         raise ValueError(f"way must be one of {', '.join(WAYS)}, got {way!r}")
-    if way == "whole":
-        return model
     if not isinstance(model, Checkpoint):
         raise ValueError(f"{type(model).__name__} has no autoencoder that could work in {way}")
-    stripe(model.codec.vae)
-    if way == "tiles":
-        model.codec = Tiled(model.codec)
     return model
+
+
+_STRIPED: WeakKeyDictionary[nn.Module, Callable[[], None]] = WeakKeyDictionary()
+"""Autoencoders that go in stripes, and what undoes it."""
+
+
+def _way(model: Checkpoint) -> str:
+    if isinstance(model.codec, Tiled):
+        return "tiles"
+    return "stripes" if model.codec.vae in _STRIPED else "whole"
+
+
+def _set(model: Checkpoint, way: str) -> None:
+    codec = model.codec.coder if isinstance(model.codec, Tiled) else model.codec
+    vae = codec.vae
+    if way == "whole" and vae in _STRIPED:
+        _STRIPED.pop(vae)()
+    elif way != "whole" and vae not in _STRIPED:
+        _STRIPED[vae] = stripe(vae)
+    model.codec = Tiled(codec) if way == "tiles" else codec

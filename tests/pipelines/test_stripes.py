@@ -1,5 +1,6 @@
 """Autoencoders in stripes and tiles, against the whole pass."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def vae(last: bool = True) -> Any:
 
 
 @pytest.mark.parametrize("last", [True, False])
-@pytest.mark.parametrize("size", [1, 3000, 20_000])
-@pytest.mark.parametrize("shape", [(1, 4, 24, 20), (2, 4, 9, 13)])
+@pytest.mark.parametrize("size", [1, 3000])
+@pytest.mark.parametrize("shape", [(1, 4, 12, 10), (2, 4, 9, 13)])
 def test_the_same_picture(last: bool, size: int, shape: tuple[int, ...]) -> None:
     net, z = vae(last), torch.randn(shape, generator=torch.Generator().manual_seed(2))
     images = torch.randn(shape[0], 3, 4 * shape[2], 4 * shape[3], generator=torch.Generator().manual_seed(3))
@@ -111,4 +112,4 @@ def test_spans() -> None:
         spans = Tiled(Doubling(), 8, 3).spans(length)  # type: ignore[arg-type]
         assert spans[0][0] == 0 and spans[-1][1] == length
         assert all(b - a == 8 for a, b in spans)
-        assert all(c <= b - 3 for (_, b), (c, _) in zip(spans, spans[1:], strict=False))
+        assert all(c <= b - 3 for (_, b), (c, _) in pairwise(spans))

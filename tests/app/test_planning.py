@@ -60,11 +60,12 @@ def test_offload_is_chosen_and_changes_no_bit(
     generate: Callable[..., Any], own_folder: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     assert generate("a red cube", "--seed", "3", "-o", "plain.png").code == 0
-    monkeypatch.setattr(planning, "room", lambda device: Room(0, 10**12))
-    monkeypatch.setattr(planning, "beside", lambda model, held: 0)
-    monkeypatch.setattr("sfumato.app.estimates.FIRST_CALLS", 0)
+    monkeypatch.setattr(planning, "room", lambda device: Room(10**8, 10**12))
+    monkeypatch.setattr(planning, "beside", lambda model, held: 10**8)
     asked, model, weights = settled(model=str(tiny), width=64, height=64)
-    whole = estimate(asked.model_copy(update={"decode": "whole", "offload": 0.0}), model, weights, Room(0, 1))
+    whole = estimate(
+        asked.model_copy(update={"decode": "whole", "offload": 0.0}), model, weights, Room(10**8, 1)
+    )
     limit = (whole.phases["sample"] - weights.moving // 3) / 1e9
     said = generate("a red cube", "--seed", "3", "-o", "fit.png", "--memory", str(limit))
     assert said.code == 0 and "planned to fit into" in said.err and "weights are held in part" in said.err

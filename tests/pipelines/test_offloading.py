@@ -93,7 +93,7 @@ def test_neutral_and_refused(tmp_path: Path) -> None:
             wrong(-1)
         with pytest.raises(ValueError, match="is below the"):
             wrong(1e-7)(net)
-    with pytest.raises(BadInput, match="offload: .*a budget of 10 bytes is below"):
+    with pytest.raises(BadInput, match=r"offload: .*a budget of 10 bytes is below"):
         open_model(tmp_path / "flux", offload=10)
     with pytest.raises(BadInput, match="must be a number of bytes"):
         open_model(tmp_path / "flux", offload=-1)

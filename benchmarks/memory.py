@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -57,9 +58,7 @@ def sd_shaped(folder: Path) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    import tiny_models
-
+    tiny_models = runpy.run_path(str(Path(__file__).resolve().parent.parent / "tests" / "tiny_models.py"))
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
@@ -68,7 +67,7 @@ def sd_shaped(folder: Path) -> Path:
         layers_per_block=2,
         latent_channels=4,
     )
-    words = tiny_models.tokenizer(77)
+    words = tiny_models["tokenizer"](77)
     text = CLIPTextConfig(
         vocab_size=49408,
         hidden_size=768,
@@ -85,7 +84,8 @@ def sd_shaped(folder: Path) -> Path:
         "tokenizer": words,
         "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
     }
-    return tiny_models.save(folder, "StableDiffusionPipeline", parts)
+    saved: Path = tiny_models["save"](folder, "StableDiffusionPipeline", parts)
+    return saved
 
 
 def held(request: dict[str, Any], folder: Path) -> dict[str, Any]:

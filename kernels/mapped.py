@@ -19,7 +19,7 @@ from torch import Tensor
 
 PAGE = mmap.PAGESIZE
 ALIGNED = 64
-"""Bytes at whose multiples tensors of a scratch file begin."""
+"""Bytes: what fast products look at when they choose their way, and with it the last bits of their results."""
 
 
 class Place(NamedTuple):
@@ -84,7 +84,7 @@ class Scratch:
         return [self._write(tensor) for tensor in tensors]
 
     def _write(self, tensor: Tensor) -> Place:
-        start = -(-self._file.tell() // ALIGNED) * ALIGNED
+        start = -(-self._file.tell() // ALIGNED) * ALIGNED + alignment(tensor)
         self._file.seek(start)
         flat = tensor.detach().cpu().contiguous().view(-1)
         if flat.numel():
@@ -98,6 +98,21 @@ class Scratch:
             self._file.flush()
             self._mapped = Mapped(self._file)
         return self._mapped
+
+
+def alignment(tensor: Tensor) -> int:
+    """How far beyond a multiple of ALIGNED a tensor on a processor begins."""
+    return tensor.data_ptr() % ALIGNED if tensor.device.type == "cpu" else 0
+
+
+def room_like(tensor: Tensor, dtype: torch.dtype, device: torch.device, beyond: int) -> Tensor:
+    """Room for a tensor, on a processor so far beyond a multiple of ALIGNED."""
+    if device.type != "cpu" or beyond % dtype.itemsize or not tensor.is_contiguous():
+        return torch.empty_like(tensor, dtype=dtype, device=device)
+    spare = ALIGNED // dtype.itemsize
+    flat = torch.empty(tensor.numel() + spare, dtype=dtype)
+    first = (beyond - alignment(flat)) % ALIGNED // dtype.itemsize
+    return flat[first : first + tensor.numel()].view(tensor.shape)
 
 
 def runs(places: Sequence[Place], gap: int = 1 << 16) -> Iterator[tuple[int, int]]:

@@ -19,8 +19,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .mapped import Mapped, Place, Scratch, runs
-from .residence import Pool, Route, Unit
+from .mapped import Mapped, Place, Scratch, alignment, room_like, runs
+from .residence import Pool
+from .route import Route, Unit
 from .units import bytes_of, own, units_of
 
 PARTS = 8
@@ -47,6 +48,8 @@ class _Slot:
     place: Place | None
     stub: Tensor | None
     """None where the mapped weights themselves stand in the module."""
+    beyond: int
+    """Where it begins in memory, so that it is computed with to the same bits (`mapped.alignment`)."""
 
     def put(self, tensor: Tensor) -> None:
         if self.name in self.owner._parameters:
@@ -76,7 +79,7 @@ class _Cargo:
         self._each_run(Mapped.fetch)
         for slot in self.slots:
             if slot.stub is not None:
-                room = torch.empty_like(slot.resting, dtype=slot.dtype, device=self.device)
+                room = room_like(slot.resting, slot.dtype, self.device, slot.beyond)
                 slot.put(room.copy_(slot.resting, non_blocking=True))
         if any(slot.stub is not None for slot in self.slots):
             self._each_run(Mapped.release)  # copied: the pages of the file are not needed besides
@@ -188,7 +191,7 @@ def restore(net: nn.Module) -> nn.Module:
     done.pool.leave(done.route)
     with torch.no_grad():
         for slot in done.slots:
-            room = torch.empty_like(slot.resting, dtype=slot.dtype, device=done.pool.device)
+            room = room_like(slot.resting, slot.dtype, done.pool.device, slot.beyond)
             slot.put(room.copy_(slot.resting))
             if slot.mapped is not None and slot.place is not None:
                 slot.mapped.release(slot.place.start, slot.place.start + slot.place.nbytes)
@@ -237,7 +240,8 @@ def _slots(
                 resting = _pinned(resting)
             direct = mapped is not None and rest.device.type == "cpu" and dtype == resting.dtype
             stub = None if direct else _stub(tensor, dtype, rest.device)
-            slot = _Slot(part, name, resting, dtype, mapped, place, stub)
+            beyond = alignment(tensor) if tensor.dtype == dtype else 0
+            slot = _Slot(part, name, resting, dtype, mapped, place, stub, beyond)
             slot.put(resting if stub is None else stub)  # the old weights can go
             found.append(slot)
     return found

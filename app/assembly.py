@@ -34,6 +34,8 @@ class Opened(NamedTuple, Generic[R]):
     request: R
     """With device and dtype settled, and `offload` where the weights alone are too much."""
     weights: Weights
+    lightened: bool
+    """Whether `offload` was decided here."""
 
 
 def open_for(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
@@ -61,7 +63,7 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
 
     weights, now = weigh(places, dtype), room(device)
     request = request.model_copy(update={"device": device, "dtype": dtype})
-    request = before_opening(request, weights, now)
+    asked, request = request, before_opening(request, weights, now)
     held = int((request.offload or 0.0) * GB)
 
     def make() -> Model:
@@ -73,7 +75,7 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
         return with_bridge(opened, open_bridge(request.bridge, dtype=getattr(torch, dtype), device=device))
 
     model = shelf.take((place.place, beside, request.bridge, dtype, device, held), tuple(places), make)
-    return Opened(model, request, weights)
+    return Opened(model, request, weights, request.offload != asked.offload)
 
 
 def resolve(request: R, model: Model) -> R:

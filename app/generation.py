@@ -120,8 +120,9 @@ def prepare(
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done or won't fit."""
     work.phase("load")
-    model, request, weights = open_for(framed(request), work.shelf, work.device)
-    request, found = planned(resolve(request, model), model, weights, timed=timed)
+    model, request, weights, lightened = open_for(framed(request), work.shelf, work.device)
+    settled = resolve(request, model)
+    request, found = planned(settled, model, weights, timed=timed, lightened=lightened)
     place(model, request)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)

@@ -92,10 +92,11 @@ def _fewer(request: SamplingRequest, weights: Weights, above: int) -> dict[str, 
     return {"batch": -(-request.batch // 2)} if min(request.batch, request.count) > 1 else None
 
 
+OFFLOAD = Rung("weights are held in part and read as they are needed", ALL_PHASES, _offloaded)
 LADDER: tuple[Rung, ...] = (
     Rung("pictures are decoded in stripes", DECODE, _in_stripes),
     Rung("fewer pictures at once", SAMPLE, _fewer),
-    Rung("weights are held in part and read as they are needed", ALL_PHASES, _offloaded),
+    OFFLOAD,
     Rung("pictures are decoded in tiles", DECODE, _in_tiles),
 )
 """From what costs least to what costs most; a further one is a row."""
@@ -126,26 +127,26 @@ def before_opening(request: R, weights: Weights, now: Room) -> R:
     return request if changed is None else request.model_copy(update=changed)
 
 
-def planned(request: R, model: Model, weights: Weights, *, timed: bool = False) -> tuple[R, Estimate | None]:
+def planned(
+    request: R, model: Model, weights: Weights, *, timed: bool = False, lightened: bool = False
+) -> tuple[R, Estimate | None]:
     """The request with everything that memory decides settled, and the estimate; None where none was needed.
 
+    `lightened` says that its weights were offloaded before they were opened, without being asked for.
     Refused with the numbers if no rung of the ladder makes it fit.
     """
     from .estimates import estimate
 
     now = room(request.device)
-    asked = request
     request = request.model_copy(
         update={
             "decode": "whole" if request.decode == "auto" else request.decode,
             "offload": request.offload or 0.0,
         }
     )
-    if not timed and surely_fits(request, weights, now):
+    if not timed and not lightened and surely_fits(request, weights, now):
         return request, None
-    told: list[str] = []
-    if not asked.offload and request.offload:
-        told.append(LADDER[2].told)
+    told = [OFFLOAD.told] if lightened else []
     limit, base = limit_of(request, now), beside(model, now.held)
     found = estimate(request, model, weights, Room(base, limit), timed=timed)
     while found.peak > limit:

@@ -29,7 +29,7 @@ def request(**given: Any) -> GenerateRequest:
 
 
 def settled(**given: Any) -> tuple[GenerateRequest, Any, Weights]:
-    model, asked, weights = open_for(request(**given), Shelf())
+    model, asked, weights, _ = open_for(request(**given), Shelf())
     return resolve(asked, model), model, weights
 
 

@@ -248,7 +248,7 @@ def models_measure(
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise refuse("device", device, "is not there; leave it out for the processor")
     found = rates(device, dtype, anew=True)
-    rows = [(name, f"{value / 1e9:.1f} G per second") for name, value in found.items()]
+    rows: list[tuple[str, ...]] = [(name, f"{value / 1e9:.1f} G per second") for name, value in found.items()]
     console.data({"device": device, "dtype": dtype, "file": str(costs_file()), "rates": found}, table(rows))
 
 

@@ -6,6 +6,7 @@ else, so the settled request says the whole plan: it is in every result's metada
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +19,7 @@ from .weighing import Weights
 
 R = TypeVar("R", bound=SamplingRequest)
 
-GB = 1e9
+GB, KB = 1e9, 1e3
 COARSE_PIXEL, COARSE_LATENT = 8_000, 4_000
 """Bytes per pixel of a decoded picture, and of each picture being sampled, that no known model reaches."""
 LEAST = 0.05
@@ -85,7 +86,8 @@ def _offloaded(request: SamplingRequest, weights: Weights, above: int) -> dict[s
     now = request.offload * GB if request.offload else float(weights.moving)
     least = max(weights.largest, LEAST * weights.moving)
     held = max(least, now - 1.05 * above if above else now / 2)
-    return {"offload": round(held / GB, 6)} if held < 0.999 * now else None
+    told = math.ceil(held / KB) * KB / GB
+    return {"offload": told} if told < now / GB else None
 
 
 def _fewer(request: SamplingRequest, weights: Weights, above: int) -> dict[str, Any] | None:

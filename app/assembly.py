@@ -17,6 +17,7 @@ from ..pipelines.text_to_image import TextToImage
 from . import reuse
 from .builder import build, find
 from .chosen import Technique
+from .converting import check_converts, converted
 from .faults import refuse
 from .pictures import own_size
 from .planning import GB, Estimate, before_opening
@@ -32,14 +33,14 @@ R = TypeVar("R", bound=SamplingRequest)
 class Opened(NamedTuple, Generic[R]):
     model: Model
     request: R
-    """With device and dtype settled, and `offload` where the weights alone are too much."""
+    """With `offload` where the weights alone are too much."""
     weights: Weights
     lightened: bool
     """Whether `offload` was decided here."""
 
 
-def open_for(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
-    """The model on its device. `device` is what `auto` means."""
+def on_device(request: R, device: str = "auto") -> R:
+    """The request with device and dtype settled. `device` is what `auto` means."""
     device = device if request.device == "auto" else request.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,6 +51,13 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
     dtype = request.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    return request.model_copy(update={"device": device, "dtype": dtype})
+
+
+def open_for(request: R, shelf: Shelf) -> Opened[R]:
+    """The model on the request's device, with its converts done."""
+    converts = tuple(t for t in request.techniques if find(t, None, "techniques").kind == "convert")
+    check_converts(converts)
     if request.model == "still-life" and not builtin_names():
         raise refuse(
             "model", "still-life", "is not installed; `sfumato train builtin still-life`, or --model FOLDER"
@@ -61,20 +69,20 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
     places += [] if beside is None else [find_model(beside, "parts")]
     places += [find_bridge(request.bridge)] if request.bridge else []
 
-    weights, now = weigh(places, dtype), room(device)
-    request = request.model_copy(update={"device": device, "dtype": dtype})
+    dtype, device = getattr(torch, request.dtype), request.device
+    weights, now = weigh(places, request.dtype), room(device)
     asked, request = request, before_opening(request, weights, now)
-    held = int((request.offload or 0.0) * GB)
+    # weights are converted in memory, and offloaded after (`easing.place`)
+    held = 0 if converts else int((request.offload or 0.0) * GB)
 
     def make() -> Model:
-        opened = open_model(
-            place.place, dtype=getattr(torch, dtype), device=device, parts=beside, offload=held
-        )
-        if not request.bridge:
-            return opened
-        return with_bridge(opened, open_bridge(request.bridge, dtype=getattr(torch, dtype), device=device))
+        opened: Model = open_model(place.place, dtype=dtype, device=device, parts=beside, offload=held)
+        if request.bridge:
+            opened = with_bridge(opened, open_bridge(request.bridge, dtype=dtype, device=device))
+        return converted(opened, converts)
 
-    model = shelf.take((place.place, beside, request.bridge, dtype, device, held), tuple(places), make)
+    key = (place.place, beside, request.bridge, request.dtype, device, held, tuple(str(t) for t in converts))
+    model = shelf.take(key, tuple(places), make)
     return Opened(model, request, weights, request.offload != asked.offload)
 
 
@@ -116,6 +124,8 @@ def assemble(request: SamplingRequest, model: Model) -> TextToImage:
     places: dict[str, list[Any]] = {"guidance": [], "wrap": [], "patch": []}
     for technique in request.techniques:
         entry = find(technique, None, "techniques")
+        if entry.kind == "convert":
+            continue  # done as the model was opened
         if entry.kind not in places:
             raise refuse("techniques", technique.id, f"is a {entry.kind}; {_elsewhere(entry.kind)}")
         if entry.tasks and request.medium not in entry.tasks:

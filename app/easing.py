@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from ..pipelines.errors import BadInput, SfumatoError
-from ..pipelines.placement import offload_model
+from ..pipelines.placement import bring_back, offload_model
 from ..pipelines.protocols import Model
 from ..pipelines.tiles import coded
 from .faults import Failure, OutOfMemory
@@ -53,6 +53,8 @@ def place(model: Model, request: SamplingRequest) -> None:
         coded(model, request.decode)
     if request.offload:
         offload_model(model, int(request.offload * GB))
+    else:
+        bring_back(model)
 
 
 def eased(run: Run, work: Work, phase: str, act: Callable[[Run], T]) -> tuple[Run, T]:

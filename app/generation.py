@@ -18,7 +18,9 @@ from ..pipelines.loop import Cancelled, Control, Event
 from ..pipelines.protocols import Model
 from ..pipelines.stopping import Stopped
 from ..pipelines.text_to_image import TextToImage, as_images
-from .assembly import assemble, defaults_used, machine, open_for, resolve
+from . import optimize
+from .assembly import assemble, defaults_used, machine, on_device, open_for, resolve
+from .converting import check_loras
 from .easing import built, eased, place
 from .interruption import read_checkpoint
 from .loras import Adapters, put_on
@@ -51,6 +53,8 @@ class Run:
     estimate: Estimate | None
     """None where it was plain that the run fits."""
     suffix: str = ".png"
+    told: tuple[str, ...] = ()
+    """Notes from before the model was opened."""
 
     def name(self, index: int) -> str:
         return f"{index:04d}{self.suffix}"
@@ -71,8 +75,8 @@ class Run:
     def notes(self, index: int) -> tuple[str, ...]:
         """What the user should know about an image's prompts, LoRAs and size."""
         size = size_note(self.request)
-        told = (*remarks(self.words[index], self.model), *self.adapters.notes, *((size,) if size else ()))
-        return (*told, *plan_notes(self.request))
+        after = (*self.adapters.notes, *((size,) if size else ()), *plan_notes(self.request))
+        return (*self.told, *remarks(self.words[index], self.model), *after)
 
     def alike(self, first: int) -> int:
         """How many images from `first` on make a batch: those of its window under the same LoRAs."""
@@ -120,15 +124,20 @@ def prepare(
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done or won't fit."""
     work.phase("load")
-    model, request, weights, lightened = open_for(framed(request), work.shelf, work.device)
+    level, (request, told) = request.optimize, optimize.settled(on_device(framed(request), work.device))
+    model, request, weights, lightened = open_for(request, work.shelf)
+    if level == "fast":
+        request, more = optimize.reused(request, model.defaults.steps)
+        told = (*told, *more)
     settled = resolve(request, model)
     request, found = planned(settled, model, weights, timed=timed, lightened=lightened)
     place(model, request)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
+    check_loras(request.techniques, words)
     adapters = put_on(request, model, words)
     check_metadata_fits(Path(f"0000{suffix}"), request, words)
-    run = Run(request, model, pipe, words, adapters, pictures, weights, found, suffix)
+    run = Run(request, model, pipe, words, adapters, pictures, weights, found, suffix, told)
     for note in all_notes(run):
         work.note(note)
     return run

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..kernels.mapped import Mapped, Place
-from ..kernels.offload import Rest, Stored, offload, offloaded
+from ..kernels.offload import Rest, Stored, offload, offloaded, restore
 from ..kernels.residence import Pool
 from .errors import BadInput
 from .families._common import Checkpoint
@@ -138,6 +138,13 @@ def offload_model(model: Model, budget: int) -> None:
         for name, part in model.parts.items():
             if name in STAYS:
                 make_way(part.net, pool)
+
+
+def bring_back(model: Model) -> None:
+    """All weights of a model in memory, as before they were offloaded."""
+    if isinstance(model, Checkpoint):
+        for part in model.parts.values():
+            restore(part.net)
 
 
 def make_way(vae: nn.Module, pool: Pool) -> None:

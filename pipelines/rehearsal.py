@@ -25,6 +25,9 @@ from torch.utils.flop_counter import flop_registry
 from .families._common import Checkpoint
 from .protocols import Cond, Model
 
+PACKED = ".quant.packed"
+"""Layers of ours that go through torch on any device but a processor."""
+
 
 class Need(NamedTuple):
     """What one call takes beside weights."""
@@ -145,6 +148,9 @@ def rehearse(act: Callable[[], object], nets: Sequence[nn.Module], *, copies: bo
 def sampling(model: Model, conds: Sequence[Cond], width: int, height: int, batch: int) -> Need:
     """One evaluation of the network for these conditions, which may be on meta or not."""
     net = model.denoise.net
+    own = [type(layer).__module__ for layer in net.modules()]
+    if any(".kernels." in name and not name.endswith(PACKED) for name in own):
+        raise TypeError("layers with kernels of their own look at numbers; they can't be rehearsed")
     device = next((weight.device.type for weight in net.parameters()), "cpu")
     start = model.denoise.path.start
 

@@ -1,10 +1,11 @@
-"""When memory runs out all the same: once per phase, the run goes on one rung down the ladder of `planning.py`."""
+"""When memory runs out all the same: the run goes on, rung by rung down the ladder of `planning.py`."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -58,19 +59,19 @@ def place(model: Model, request: SamplingRequest) -> None:
 
 
 def eased(run: Run, work: Work, phase: str, act: Callable[[Run], T]) -> tuple[Run, T]:
-    """act(run); if memory runs out, once again with less. The run as it is from then on, and what came out."""
-    try:
-        return run, act(run)
-    except OutOfMemory as error:
-        told = str(error)
-    gc.collect()  # the failed attempt is gone with its traceback
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    found = after_failure(run.request, run.weights, phase)
-    if found is None:
-        raise Failure(told)
-    request, how = found
-    work.note(f"memory ran out while the run was to {phase}; it goes on: {how}")
-    built(lambda: place(run.model, request))
-    run = replace(run, request=request)
-    return run, act(run)
+    """act(run); as often as memory runs out, again one rung down. The run as it is from then on, and what came out."""
+    while True:
+        try:
+            return run, act(run)
+        except OutOfMemory as error:
+            told = str(error)
+        gc.collect()  # the failed attempt is gone with its traceback
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        found = after_failure(run.request, run.weights, phase)
+        if found is None:
+            raise Failure(told)
+        request, how = found
+        work.note(f"memory ran out while the run was to {phase}; it goes on: {how}")
+        built(partial(place, run.model, request))
+        run = replace(run, request=request)

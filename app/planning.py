@@ -82,12 +82,13 @@ def _in_tiles(request: SamplingRequest, weights: Weights, above: int) -> dict[st
 
 
 def _offloaded(request: SamplingRequest, weights: Weights, above: int) -> dict[str, Any] | None:
-    """So much less held that the rest fits; half if nobody knows how much that is."""
+    """So much less held that the rest fits; a quarter if nobody knows how much that is."""
     now = request.offload * GB if request.offload else float(weights.moving)
     least = max(weights.largest, LEAST * weights.moving)
-    held = max(least, now - 1.05 * above if above else now / 2)
+    held = max(least, now - 1.05 * above if above else now / 4)
     told = math.ceil(held / KB) * KB / GB
-    return {"offload": told} if told < now / GB else None
+    most = request.offload or weights.moving / GB
+    return {"offload": told} if told < 0.999 * most else None
 
 
 def _fewer(request: SamplingRequest, weights: Weights, above: int) -> dict[str, Any] | None:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIPE = 1 << 23
-"""Bytes of a stripe of a layer's input."""
+"""Most bytes of a stripe of a layer's input."""
+FEWEST = 8
+"""Stripes of a layer that does not go whole; a stripe has 4 rows at least."""
 
 Act = Callable[[Tensor], Tensor]
 
@@ -71,7 +73,9 @@ def stripe(vae: nn.Module, size: int = STRIPE) -> Callable[[], None]:
 def rows_of(x: Tensor, size: int) -> list[tuple[int, int]]:
     """First and last-but-one row of each stripe of x [B,C,H,W]."""
     height = x.shape[2]
-    each = max(4, size // max(1, x.nbytes // height))
+    if x.nbytes <= size:
+        return [(0, height)]
+    each = max(4, min(size // max(1, x.nbytes // height), height // FEWEST))
     return [(first, min(first + each, height)) for first in range(0, height, each)]
 
 

@@ -29,6 +29,17 @@ class Attend:
         return not hidden and not self._settings.get("dropout_p")
 
     @property
+    def whole(self) -> bool:
+        """Whether it is softmax(scale q k + bias) v and nothing else: not causal, none dropped by chance."""
+        return not self._settings.get("is_causal", False) and not self._settings.get("dropout_p")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Added to q k, or of booleans: True where a query sees a key."""
+        bias: Tensor | None = self._settings.get("attn_mask")
+        return bias
+
+    @property
     def scale(self) -> float | None:
         """Factor on q k; None is one over the square root of D."""
         scale: float | None = self._settings.get("scale")

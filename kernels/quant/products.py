@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FP8 = torch.float8_e4m3fn
+HALVES = (torch.float16, torch.bfloat16)
 MOST = {torch.int8: 127.0, FP8: 448.0}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def calls(module: nn.Module, answer: Answer) -> Iterator[None]:
     def answered(*args: Any, **kwargs: Any) -> Any:
         return answer(named.bind(*args, **kwargs).arguments, lambda: forward(*args, **kwargs))
 
-    with swap(module, "forward", answered):
+    with swap(module, "forward", _uncompiled(answered)):
         yield
 
 
@@ -168,7 +169,18 @@ def _answered(module: nn.Module, index: int, name: str, compute: Compute) -> Cal
         with _Answer(layer, compute):
             return forward(*args, **kwargs)
 
-    return answered
+    return _uncompiled(answered)
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, kept out of compiled code, which would be compiled anew for each patch.
+
+    Without the compiler, whose import takes seconds, nothing can have been compiled.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    kept: Callable[..., Any] = torch.compiler.disable(function)
+    return kept
 
 
 class _Answer(TorchFunctionMode):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import harness
 import torch
@@ -41,17 +42,19 @@ def blocked(call: Call, rows: int = 256) -> Tensor:
     return torch.cat(parts, 1).view(call.q.shape)
 
 
+def serves(name: str, call: Call) -> bool:
+    return BACKENDS[name].chosen and lacking(name) is None and refused(call, name) is None
+
+
 def by_backend(device: str, repeats: int) -> list[harness.Row]:
     rows = []
     for shape in SHAPES[: 2 if device == "cpu" else None]:
         call = Call(*made(shape, device))
         wanted = sdpa(call)
-        names = [
-            n for n, b in BACKENDS.items() if b.chosen and refused(call, n) is None and lacking(n) is None
-        ]
-        runs: dict[str, Callable[[], Tensor]] = {n: lambda n=n: BACKENDS[n].run(call) for n in names}  # type: ignore[misc]
+        names = [name for name in BACKENDS if serves(name, call)]
+        runs: dict[str, Callable[[], Tensor]] = {n: partial(BACKENDS[n].run, call) for n in names}
         if device == "cpu":
-            runs["blocks of rows"] = lambda call=call: blocked(call)  # type: ignore[misc]
+            runs["blocks of rows"] = partial(blocked, call)
         taken = harness.interleave(runs, repeats=repeats)
         told = "x".join(map(str, shape))
         rows.append(harness.row(f"{told}, sdpa", [1e3 * s for s in taken["sdpa"]], "ms"))
@@ -70,10 +73,10 @@ def growing(device: str, repeats: int) -> list[harness.Row]:
         kept = tiles.fewest(masses, 0.95, MOST)
         held = float((masses * kept).sum(3).mean())
         wanted = attention(q, k, v, backend="sdpa")
-        runs: dict[str, Callable[[], object]] = {
-            "sdpa": lambda q=q, k=k, v=v: attention(q, k, v, backend="sdpa"),  # type: ignore[misc]
-            "tiles": lambda q=q, k=k, v=v, kept=kept: tiles.attend(q, k, v, kept),  # type: ignore[misc]
-            "linear": lambda q=q, k=k, v=v: linear.attend(q, k, v),  # type: ignore[misc]
+        runs: dict[str, Callable[[], Tensor]] = {
+            "sdpa": partial(attention, q, k, v, backend="sdpa"),
+            "tiles": partial(tiles.attend, q, k, v, kept),
+            "linear": partial(linear.attend, q, k, v),
         }
         taken = harness.interleave(runs, repeats=repeats)
         error = float((tiles.attend(q, k, v, kept) - wanted).norm() / wanted.norm())

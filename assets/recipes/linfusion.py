@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...pipelines.converts._linear import mount, self_attentions
 from ...pipelines.noise import SeededNoise
 from ...pipelines.paths import begin
-from ...pipelines.protocols import Model, State
+from ...pipelines.protocols import Model, Pred, Predict, State
 from ...pipelines.samplers.ddim import Ddim
 
 
@@ -98,10 +98,15 @@ class Distilled:
                 loss.backward()
                 best.step()
                 total += float(error.detach())
-                state = Ddim()(lambda x, t, found=pred: found, state, t, u, denoise.path, noise)
+                state = Ddim()(_known(pred), state, t, u, denoise.path, noise)
         finally:
             handle.remove()
         return total / (len(ts) - 1)
+
+
+def _known(pred: Pred) -> Predict:
+    """What was computed already."""
+    return lambda x, t: pred
 
 
 def relative(a: Tensor, b: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from ...kernels.attention.linear import attend
 from ..errors import BadWeights, NoSite
-from ..weight_writer import read_tensor
+from ..weight_writer import read_tensor, writing
 from ..weights import read_json, read_tensors
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -99,9 +101,23 @@ def load(net: nn.Module, folder: Path) -> None:
 
 def stored(net: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors of the published layout."""
-    listed, tensors = [], {}
+    listed: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
     for number, (name, module) in enumerate(self_attentions(net).items()):
         wide = module.to_q.weight.shape[0]
         listed.append({"module_name": name, "dim_n": wide, "heads": module.heads, "projection_mid_dim": None})
         tensors |= {f"{number}.{key}": t.detach().contiguous() for key, t in module.state_dict().items()}
     return {"_class_name": "LinFusion", "modules_list": listed}, tensors
+
+
+def save(net: nn.Module, folder: Path) -> None:
+    """Write a folder in the published layout, whole or not at all. It must not be there yet."""
+    config, tensors = stored(net)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        (made / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        with writing(made / WEIGHTS, {"format": "pt"}) as writer:
+            for name, tensor in tensors.items():
+                writer.add(name, tensor)
+        made.rename(folder)

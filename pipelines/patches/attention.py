@@ -57,7 +57,7 @@ class Attention:
         attention_modules(net)
         why = lacking(self.backend)
         if why is not None:
-            raise ValueError(f"attention: {why}")
+            raise ValueError(why)
         if self.backend == "sdpa":
             yield
             return

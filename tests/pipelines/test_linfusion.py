@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 from agreement import relative
-from safetensors.torch import save_file
 from sfumato.assets.recipes.linfusion import Distilled
 from sfumato.kernels.attention import linear
-from sfumato.pipelines.converts._linear import self_attentions, stored
+from sfumato.pipelines.converts._linear import save, self_attentions
 from sfumato.pipelines.converts.fp8 import Fp8
 from sfumato.pipelines.converts.linfusion import LinFusion
 from sfumato.pipelines.errors import BadWeights, NoSite
@@ -25,14 +24,6 @@ from torch import Tensor, nn
 def called(model: Any) -> Tensor:
     with torch.no_grad():
         return torch.cat([pred.x0 for pred in model.denoise(model.noise(0), 0.6, *model.conds)])
-
-
-def written(net: nn.Module, folder: Path) -> Path:
-    config, tensors = stored(net)
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
-    return folder
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "pixart"])
@@ -51,7 +42,8 @@ def test_layers_become_linear(name: str, tmp_path: Path) -> None:
     assert relative(changed, ours) > 1e-4
 
     other = tiny_unet(name) if name != "pixart" else tiny(name)
-    LinFusion(written(net, tmp_path / "there"))(other.denoise.net)
+    save(net, tmp_path / "there")
+    LinFusion(tmp_path / "there")(other.denoise.net)
     assert torch.equal(called(other), changed), "what was written comes in again"
 
 
@@ -73,8 +65,9 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(NoSite, match="has no site 'attn1'"):
         LinFusion()(tiny("flux").denoise.net)
     net = LinFusion()(tiny_unet("sd").denoise.net)
-    folder = written(net, tmp_path / "there")
-    with pytest.raises(BadWeights, match="is for a layer '.*attn1', which UNet2DConditionModel has not"):
+    save(net, folder := tmp_path / "there")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["there"], "nothing else is left"
+    with pytest.raises(BadWeights, match=r"is for a layer '.*attn1', which UNet2DConditionModel has not"):
         LinFusion(folder)(tiny_unet("sdxl").denoise.net)
     config = json.loads((folder / "config.json").read_text())
     config["modules_list"][0]["projection_mid_dim"] = 3

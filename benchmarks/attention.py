@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import harness
 import torch
@@ -90,6 +91,24 @@ def growing(device: str, repeats: int) -> list[harness.Row]:
     return rows
 
 
+def effect(rows: list[harness.Row], about: dict[str, Any]) -> None:
+    """For the page of methods: how time grows from the fewest tokens to the most."""
+    found = {row.what: row for row in rows}
+    few, many = TOKENS[0], TOKENS[-1]
+    told = []
+    for name in ("tiles", "sdpa"):
+        ends = [found[f"{tokens} tokens, {name}"].median for tokens in (few, many)]
+        told.append(f"{ends[0]:.0f} to {ends[1]:.0f} ms ({ends[1] / ends[0]:.1f} times)")
+    (gain,) = (row for row in rows if row.what.startswith(f"{many} tokens, sdpa / tiles"))
+    harness.effect(
+        "attn-tile",
+        "7.4 to 7.8 times faster clips, with distillation to few steps",
+        f"one layer from {few} to {many} tokens in clusters, at most {MOST} tiles: {told[0]}, dense {told[1]}; "
+        f"{gain.what.partition('(')[2].removesuffix(')')}",
+        about,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
@@ -99,6 +118,8 @@ def main() -> None:
     rows = [*by_backend(given.device, given.repeats), *growing(given.device, given.repeats)]
     for line in rows:
         print(line)
+    if given.device == "cpu":
+        effect(rows, about)
     suffix = "" if given.device == "cpu" else "-cuda"
     print(harness.write(f"attention{suffix}", "Attention by backend", rows, about))
 

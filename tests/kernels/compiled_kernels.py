@@ -19,28 +19,25 @@ from triton.compiler import ASTSource
 
 FP8_FROM = 89
 """Below there are no such numbers."""
-HALF = {"fp16": "*fp16", "bf16": "*bf16"}
 
 
 def cases(capability: int) -> Iterator[tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]]:
     """Name, kernel, types of its arguments but META, META."""
-    i, f = "i32", "*fp32"
-    for name, half in HALF.items():
-        meta = (64, 128, 64, True, 2, True, False)
-        types = ("*i8", "*i8", (f, f), half, half, (i, i, i), (i, i, i))
-        yield f"int8 {name}", scaled_product.product_kernel, types, meta
-        types = (half, "*i8", ("*bf16", "*i8"), half, half, (i, i, i), (i, i))
+    i, f, half = "i32", "*fp32", "*bf16"
+    types = ("*i8", "*i8", (f, f), half, half, (i, i, i), (i, i, i))
+    yield "int8", scaled_product.product_kernel, types, (64, 128, 64, True, 2, True, False)
+    for name in ("*fp16", "*bf16"):
+        types = (name, "*i8", ("*bf16", "*i8"), name, name, (i, i, i), (i, i))
         yield f"w4a16 {name}", four_bit.w4a16_kernel, types, (16, 64, 64, True, 0, 64, True, False)
-        yield f"w4a16 even {name}", four_bit.w4a16_kernel, types, (64, 64, 64, False, 0, 128, False, False)
-        types = ("*i8", "*i8", (f, "*i8", f, half, half), half, half, (i, i, i, i), (i, i))
-        yield f"w4a8 {name}", four_bit.w4a8_kernel, types, (64, 64, 64, True, 2, 64, 32, False)
-        types = (half, (f, f, f, f, f), "*i8", f, (i, i, i), (i, i, i), "fp32")
-        for rope in (1, 2):
-            yield f"rows {rope} {name}", rows.rows_kernel, types, (32, 128, True, rope, True, True, 127)
-        types = ("*i8", "*i8", half, (f, f, f), half, (i, i, i, i), (i,) * 6)
-        yield f"attention {name}", attention.attention_kernel, types, (64, 64, 128, False, False)
-        types = (half, half, half, ("*i32", "*i32"), half, (i, i, i, i, i, "fp32"), (i,) * 12)
-        yield f"sparse {name}", sparse.sparse_kernel, types, (64, 64, False)
+    types = ("*i8", "*i8", (f, "*i8", f, half, half), half, half, (i, i, i, i), (i, i))
+    yield "w4a8", four_bit.w4a8_kernel, types, (64, 64, 64, True, 2, 64, 32, False)
+    types = (half, (f, f, f, f, f), "*i8", f, (i, i, i), (i, i, i), "fp32")
+    for rope in (1, 2):
+        yield f"rows {rope}", rows.rows_kernel, types, (32, 128, True, rope, True, True, 127)
+    types = ("*i8", "*i8", half, (f, f, f), half, (i, i, i, i), (i,) * 6)
+    yield "attention", attention.attention_kernel, types, (64, 64, 128, False, False)
+    types = (half, half, half, ("*i32", "*i32"), half, (i, i, i, i, i, "fp32"), (i,) * 12)
+    yield "sparse", sparse.sparse_kernel, types, (64, 64, False)
     if capability >= FP8_FROM:
         q8 = "*fp8e4nv"
         types = (q8, q8, (f, f), "*bf16", "*bf16", (i, i, i), (i, i, i))

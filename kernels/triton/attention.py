@@ -116,6 +116,6 @@ def attend(
         (*v.stride()[:3], *out.stride()[:3]),
         meta,
         num_warps=4,
-        num_stages=3,
+        num_stages=3 if meta[2] <= 128 else 2,
     )
     return out

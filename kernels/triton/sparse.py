@@ -14,25 +14,28 @@ from .parts import widened
 
 @triton.jit
 def sparse_kernel(Q, K, V, lists, OUT, sizes, strides, META: tl.constexpr):
-    """META: tile of tokens, features to a power of two, whether widened. `lists`: tiles seen, and how many."""
+    """META: tokens of a tile, features to a power of two, whether widened, tokens at once. `lists`: tiles, counts."""
     TILE: tl.constexpr = META[0]
     BD: tl.constexpr = META[1]
     WIDE: tl.constexpr = META[2]
+    PART: tl.constexpr = META[3]
+    PARTS: tl.constexpr = TILE // PART
     heads, queries, keys, features, columns, factor = sizes
-    pair, row = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    pair, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
     image, head = pair // heads, pair % heads
-    i, d = row * TILE + tl.arange(0, TILE), tl.arange(0, BD)
+    i, d = part * PART + tl.arange(0, PART), tl.arange(0, BD)
     here = (i[:, None] < queries) & (d[None, :] < features)
     Q += image * strides[0] + head * strides[1]
     q = tl.load(Q + i[:, None].to(tl.int64) * strides[2] + d[None, :], mask=here, other=0)
     K += image * strides[3] + head * strides[4]
     V += image * strides[6] + head * strides[7]
-    line = pair * tl.num_programs(0) + row
-    top = tl.full((TILE,), -float("inf"), tl.float32)
-    total = tl.zeros((TILE,), tl.float32)
-    acc = tl.zeros((TILE, BD), tl.float32)
-    for seen in range(0, tl.load(lists[1] + line)):
-        j = tl.load(lists[0] + line * columns + seen) * TILE + tl.arange(0, TILE)
+    line = pair * tl.cdiv(queries, TILE) + part // PARTS
+    top = tl.full((PART,), -float("inf"), tl.float32)
+    total = tl.zeros((PART,), tl.float32)
+    acc = tl.zeros((PART, BD), tl.float32)
+    for seen in range(0, tl.load(lists[1] + line) * PARTS):
+        tile = tl.load(lists[0] + line * columns + seen // PARTS)
+        j = tile * TILE + seen % PARTS * PART + tl.arange(0, PART)
         inside = (j[:, None] < keys) & (d[None, :] < features)
         k = tl.load(K + j[:, None].to(tl.int64) * strides[5] + d[None, :], mask=inside, other=0)
         v = tl.load(V + j[:, None].to(tl.int64) * strides[8] + d[None, :], mask=inside, other=0)
@@ -41,7 +44,7 @@ def sparse_kernel(Q, K, V, lists, OUT, sizes, strides, META: tl.constexpr):
         else:
             s = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
         s = tl.where(j[None, :] < keys, s, -float("inf"))
-        now = tl.maximum(top, tl.max(s, 1))
+        now = tl.maximum(tl.maximum(top, tl.max(s, 1)), -1e30)  # a part may lie beyond the last key
         p = tl.exp2(s - now[:, None])
         shrink = tl.exp2(top - now)
         total = total * shrink + tl.sum(p, 1)
@@ -68,8 +71,9 @@ def attend_tiles(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, factor: float, s
     order = kept.to(torch.int8).argsort(dim=3, descending=True, stable=True).to(torch.int32).contiguous()
     counts = kept.sum(3, dtype=torch.int32).contiguous()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    meta = (size, max(16, triton.next_power_of_2(features)), widened(q))
-    sparse_kernel[(kept.shape[2], batch * heads)](
+    part, wide = min(size, 64), max(16, triton.next_power_of_2(features))
+    meta = (size, wide, widened(q), part)
+    sparse_kernel[(triton.cdiv(queries, part), batch * heads)](
         q,
         k,
         v,
@@ -79,6 +83,6 @@ def attend_tiles(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, factor: float, s
         (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3]),
         meta,
         num_warps=4,
-        num_stages=2,
+        num_stages=2 if wide <= 128 else 1,
     )
     return out

@@ -21,6 +21,10 @@ FP8_FROM = 89
 """Below there are no such numbers."""
 
 
+STAGES = {"w4a8": 3, "attention": 3, "attention 256": 2, "sparse": 2, "fp8 attention": 3}
+"""As the launches have them, where it is not four."""
+
+
 def cases(capability: int) -> Iterator[tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]]:
     """Name, kernel, types of its arguments but META, META."""
     i, f, half = "i32", "*fp32", "*bf16"
@@ -36,8 +40,9 @@ def cases(capability: int) -> Iterator[tuple[str, Any, tuple[Any, ...], tuple[An
         yield f"rows {rope}", rows.rows_kernel, types, (32, 128, True, rope, True, True, 127)
     types = ("*i8", "*i8", half, (f, f, f), half, (i, i, i, i), (i,) * 6)
     yield "attention", attention.attention_kernel, types, (64, 64, 128, False, False)
+    yield "attention 256", attention.attention_kernel, types, (64, 64, 256, False, False)
     types = (half, half, half, ("*i32", "*i32"), half, (i, i, i, i, i, "fp32"), (i,) * 12)
-    yield "sparse", sparse.sparse_kernel, types, (64, 64, False)
+    yield "sparse", sparse.sparse_kernel, types, (128, 128, False, 64)
     if capability >= FP8_FROM:
         q8 = "*fp8e4nv"
         types = (q8, q8, (f, f), "*bf16", "*bf16", (i, i, i), (i, i, i))
@@ -48,14 +53,31 @@ def cases(capability: int) -> Iterator[tuple[str, Any, tuple[Any, ...], tuple[An
         yield "fp8 attention", attention.attention_kernel, types, (64, 64, 128, True, False)
 
 
+def leaves(types: tuple[Any, ...], at: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """Where pointers and sizes stand, which in real layers are multiples of 16: only then loads run ahead."""
+    for i, kind in enumerate(types):
+        if isinstance(kind, tuple):
+            yield from leaves(kind, (*at, i))
+        elif kind != "fp32":
+            yield (*at, i)
+
+
 def compiled(capability: int) -> dict[str, dict[str, int]]:
-    """Name -> bytes of machine code, and how many of its instructions are for tensor cores."""
+    """Name -> bytes of machine code, instructions for tensor cores, and shared memory of a block."""
     found = {}
     for name, kernel, types, meta in cases(capability):
         signature = dict(zip(kernel.arg_names, (*types, "constexpr"), strict=True))
-        source = ASTSource(kernel, signature, {(len(types),): meta})
-        made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-        found[name] = {"bytes": len(made.asm["cubin"]), "tensor": made.asm["ptx"].count("mma")}
+        even = {path: [["tt.divisibility", 16]] for path in leaves(types)}
+        source = ASTSource(kernel, signature, {(len(types),): meta}, even)
+        options = {"num_warps": 8 if meta[0] == 128 and meta[1] == 128 and "sparse" not in name else 4}
+        options["num_stages"] = STAGES.get(name, 4)
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        ptx = made.asm["ptx"]
+        found[name] = {
+            "bytes": len(made.asm["cubin"]),
+            "tensor": ptx.count("mma"),
+            "shared": made.metadata.shared,
+        }
     return found
 
 

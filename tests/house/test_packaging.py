@@ -23,7 +23,8 @@ DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "starlette": "fastapi"}
 OF_AN_EXTRA = {"app/server": "serve", "kernels/triton": "gpu"}
 """Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
 KERNELS = tuple(
-    f"kernels/native/{name}" for name in ("attention.cpp", "products.cpp", "roundings.cpp", "vectors.h")
+    f"kernels/native/{name}"
+    for name in ("attention.cpp", "norms.h", "products.cpp", "roundings.cpp", "vectors.h", "winograd.cpp")
 )
 DATA = ("assets/models", "pipelines/doors/configs", *KERNELS, "py.typed")
 """What the wheel carries beside code."""

@@ -19,13 +19,13 @@ from ..pipelines.loop import Cancelled, Control, Event
 from ..pipelines.protocols import Model
 from ..pipelines.stopping import Stopped
 from ..pipelines.text_to_image import TextToImage, as_images
-from . import optimize
-from .assembly import assemble, defaults_used, machine, on_device, open_for, resolve
+from .assembly import assemble, defaults_used, machine, resolve
 from .converting import check_loras
 from .faults import Failure
 from .interruption import read_checkpoint
 from .loras import Adapters, put_on
 from .metadata import check_metadata_fits, encoder, make_record, model_hash
+from .optimize import opened
 from .output import FORMATS
 from .pictures import framed, show, size_note
 from .requests import GenerateRequest
@@ -121,11 +121,7 @@ def prepare(
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done."""
     work.phase("load")
-    level, (request, told) = request.optimize, optimize.settled(on_device(framed(request), work.device))
-    model = open_for(request, work.shelf)
-    if level == "fast":
-        request, more = optimize.reused(request, model.defaults.steps)
-        told = (*told, *more)
+    model, request, told = opened(framed(request), work.shelf, work.device)
     request = resolve(request, model)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)

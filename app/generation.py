@@ -18,13 +18,13 @@ from ..pipelines.loop import Cancelled, Control, Event
 from ..pipelines.protocols import Model
 from ..pipelines.stopping import Stopped
 from ..pipelines.text_to_image import TextToImage, as_images
-from . import optimize
-from .assembly import assemble, defaults_used, machine, on_device, open_for, resolve
+from .assembly import assemble, defaults_used, machine, resolve
 from .converting import check_loras
 from .easing import built, eased, place
 from .interruption import read_checkpoint
 from .loras import Adapters, put_on
 from .metadata import check_metadata_fits, encoder, make_record, model_hash
+from .optimize import opened
 from .output import FORMATS
 from .pictures import framed, show, size_note
 from .planning import Estimate, plan_notes, planned
@@ -124,11 +124,7 @@ def prepare(
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done or won't fit."""
     work.phase("load")
-    level, (request, told) = request.optimize, optimize.settled(on_device(framed(request), work.device))
-    model, request, weights, lightened = open_for(request, work.shelf)
-    if level == "fast":
-        request, more = optimize.reused(request, model.defaults.steps)
-        told = (*told, *more)
+    model, request, told, weights, lightened = opened(framed(request), work.shelf, work.device)
     settled = resolve(request, model)
     request, found = planned(settled, model, weights, timed=timed, lightened=lightened)
     place(model, request)

@@ -33,6 +33,9 @@ from .weights import read_headers
 STAYS = ("vae", "movq", "vqvae")
 """Folders of autoencoders: small beside what they compute, and laid out anew for speed as they are opened."""
 
+BY = "offload"
+"""Who moves weights here, as others are told."""
+
 TYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -83,7 +86,7 @@ class Placement:
         stored = stored_in([file for file in files if file.suffix == ".safetensors"])
         scratch = self.scratch or Path(tempfile.gettempdir())
         try:
-            offload(net, self.pool, Rest(device, dtype, tuple(wide), stored, True, "offload", scratch))
+            offload(net, self.pool, Rest(device, dtype, tuple(wide), stored, True, BY, scratch))
         except ValueError as error:
             raise BadInput("offload", f"offload: {home.name}: {error}") from error
         return net
@@ -131,7 +134,7 @@ def offload_model(model: Model, budget: int) -> None:
             if offloaded(part.net) is None:
                 files = [file for file in part.files if file.suffix == ".safetensors"]
                 scratch = Path(tempfile.gettempdir())
-                offload(part.net, pool, Rest(device, stored=stored_in(files), scratch=scratch))
+                offload(part.net, pool, Rest(device, stored=stored_in(files), by=BY, scratch=scratch))
     except ValueError as error:
         raise BadInput("offload", f"offload: {error}") from error
     if not pools:
@@ -141,10 +144,12 @@ def offload_model(model: Model, budget: int) -> None:
 
 
 def bring_back(model: Model) -> None:
-    """All weights of a model in memory, as before they were offloaded."""
+    """All weights of a model in memory, as before they were offloaded; what a convert moved stays."""
     if isinstance(model, Checkpoint):
         for part in model.parts.values():
-            restore(part.net)
+            done = offloaded(part.net)
+            if done is not None and done.by == BY:
+                restore(part.net)
 
 
 def make_way(vae: nn.Module, pool: Pool) -> None:

@@ -116,7 +116,7 @@ def test_rates_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_broken_file_of_rates_is_measured_over() -> None:
     file = costs_file()
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{")
     assert rates("cpu", "float32")["moved"] > 0
     assert isinstance(json.loads(file.read_text()), dict)

@@ -15,6 +15,7 @@ from .chosen import Technique
 from .converting import FLOAT_ONLY
 from .requests import SamplingRequest
 from .shelf import Shelf
+from .weighing import Weights
 
 R = TypeVar("R", bound=SamplingRequest)
 
@@ -35,16 +36,19 @@ class Opened(NamedTuple, Generic[R]):
     model: Model
     request: R
     notes: tuple[str, ...]
+    weights: Weights
+    lightened: bool
+    """Whether its weights were offloaded without being asked for."""
 
 
 def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
     """`device` is what `auto` means."""
     level, (request, notes) = request.optimize, settled(on_device(request, device))
-    model = open_for(request, shelf)
+    model, request, weights, lightened = open_for(request, shelf)
     if level == "fast":
         request, more = reused(request, model.defaults.steps)
         notes = (*notes, *more)
-    return Opened(model, request, notes)
+    return Opened(model, request, notes, weights, lightened)
 
 
 def settled(request: R) -> tuple[R, tuple[str, ...]]:

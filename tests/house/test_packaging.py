@@ -20,9 +20,10 @@ from packaging.version import Version
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "starlette": "fastapi"}
 """Import name -> name to install, where they differ."""
-OF_AN_EXTRA = {"app/server": "serve"}
+OF_AN_EXTRA = {"app/server": "serve", "app/ui": "ui"}
 """Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
-DATA = ("assets/models", "pipelines/doors/configs", "kernels/native/attention.cpp", "py.typed")
+DATA = ("assets/models", "app/ui/pages.css", "app/ui/pages.js", "pipelines/doors/configs")
+DATA = (*DATA, "kernels/native/attention.cpp", "py.typed")
 """What the wheel carries beside code."""
 
 

@@ -42,7 +42,7 @@ class Canvas:
             format="png",
             sources=["upload", "clipboard"],
             transforms=["crop"],
-            brush=gr.Brush(default_size=24, colors=[f"rgba{PAINT[:3] + (0.75,)}"], color_mode="fixed"),
+            brush=gr.Brush(default_size=24, colors=[f"rgba{(*PAINT[:3], 0.75)}"], color_mode="fixed"),
             eraser=gr.Eraser(default_size=24),
             layers=False,
             canvas_size=(640, 480),

@@ -120,16 +120,21 @@ class Form:
 PICTURES = ("picture", "pictures")
 
 
-def build(task: Task, after_words: Callable[[Form], object]) -> Form:
-    """The controls, where Gradio's context is now: words first, then the basic fields, the rest in groups.
-
-    `after_words` makes what stands below the words, such as the button.
-    """
+def begin(task: Task) -> Form:
+    """A form without controls, but with what the browser keeps: Gradio reads that only outside of tabs."""
     form = Form(task, fields_of(task.request))
     name = f"sfumato-{form.name}"
     form.settings = gr.BrowserState({}, storage_key=f"{name}-settings", secret=SECRET)
     form.draft = gr.BrowserState({}, storage_key=f"{name}-draft", secret=SECRET)
     form.epoch = gr.State(0)
+    return form
+
+
+def build(form: Form, after_words: Callable[[Form], object]) -> None:
+    """The controls, where Gradio's context is now: words first, then the basic fields, the rest in groups.
+
+    `after_words` makes what stands below the words, such as the button.
+    """
     masked = any(one.kind == "mask" for one in form.fields)
     spoken = [one for one in form.fields if one.kind == "words"]
     for one in spoken:
@@ -147,15 +152,16 @@ def build(task: Task, after_words: Callable[[Form], object]) -> Form:
     order = [one.name for one in form.fields if one.name in form.controls]
     form.controls = {name: form.controls[name] for name in order}
     _keep(form)
-    return form
 
 
 def _keep(form: Form) -> None:
-    """What is typed goes into the browser's store, without asking the server."""
+    """What is typed goes into the browser's store, without asking the server. What is pasted is seen on leaving."""
     names = form.lasting
     controls = [form.controls[name] for name in names]
-    script = f"(...held) => Object.fromEntries({json.dumps(names)}.map((name, i) => [name, held[i]]))"
+    pairs = f"{json.dumps(names)}.map((name, i) => [name, held[i]])"
+    script = f"function(...held) {{ return [Object.fromEntries({pairs})]; }}"
     events = [control.input for control in controls]
+    events += [control.blur for control in controls if isinstance(control, gr.Textbox)]
     if events:
         gr.on(events, None, controls, form.draft, js=script, show_progress="hidden", api_visibility="private")
 
@@ -229,7 +235,7 @@ def _hint(one: Field) -> str:
     """What an empty control means."""
     if one.default is not None:
         return ""
-    return next((words for words in ("random", "the model's own", "the caption's") if words in one.help), "")
+    return "random" if "random" in one.help else "auto" if "own" in one.help else ""
 
 
 def _dropdown(one: Field, about: str, id: str) -> Any:

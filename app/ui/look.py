@@ -1,4 +1,4 @@
-"""How the pages look: one set of named colours for dark and light, from which the theme and the style sheet are made."""
+"""How the pages look: named colours for dark and light, from which the theme and the style sheet are made."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
@@ -15,9 +14,6 @@ from ..server.answers import Json
 from ..server.desk import Desk
 from ..server.identity import PAGES, open_to_all, recognise
 from .door import Door
-
-if TYPE_CHECKING:
-    import gradio
 
 FOLDER = Path(__file__).parent
 ICON = (

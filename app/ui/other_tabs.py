@@ -63,7 +63,7 @@ def build_gallery(others: Others, desk: Desk) -> None:
             str(Markup('<p class="sf-small">Press Details below a result.</p>')), "details"
         )
         for name in CODES:
-            others.codes.append(gr.Code("", language=None, label=name, interactive=False))
+            others.codes.append(gr.Code("", language=None, label=name, interactive=False, visible=False))
 
     def searched(words: str, task: str) -> Look:
         return Look((words or "")[:500], task or "")
@@ -77,13 +77,17 @@ def build_gallery(others: Others, desk: Desk) -> None:
     older.click(next_page, others.look, others.look, **QUIET)
 
 
-def build_comparison(others: Others) -> None:
+def begin(others: Others) -> None:
+    """What the browser keeps: Gradio reads that only outside of tabs."""
     others.pair = gr.BrowserState(["", ""], storage_key="sfumato-pair", secret=SECRET)
+    others.grid_held = gr.BrowserState({}, storage_key="sfumato-grid", secret=SECRET)
+
+
+def build_comparison(others: Others) -> None:
     others.compared = panel("", "compared")
 
 
 def build_grid(others: Others, desk: Desk, forms: dict[str, Form]) -> None:
-    others.grid_held = gr.BrowserState({}, storage_key="sfumato-grid", secret=SECRET)
     names = list(forms)
     gr.Markdown("One request, up to three of its fields varied. All else is as the task's form says.")
     task = gr.Dropdown(names, value=names[0], label="Task", elem_id="grid-task")

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ..server.desk import Desk
-from .form import SECRET
+from .form import SECRET, begin
 from .gallery_page import comparison, details, found, gallery
 from .grid_page import grid
 from .other_tabs import (
@@ -24,6 +24,7 @@ from .other_tabs import (
     build_queue,
     build_reader,
 )
+from .other_tabs import begin as others_begin
 from .panels import Deed, deed_of, fault, panel
 from .queue_page import queue, steer
 from .recalled import Recalled, from_file, from_kept
@@ -57,11 +58,12 @@ class Studio:
             self.mine = gr.BrowserState({}, storage_key="sfumato-jobs", secret=SECRET)
             self.seen = gr.State({})
             self.said = panel("", "said")
+            forms = {name: begin(task) for name, task in self.desk.tasks.items()}
+            others_begin(self.others)
             with gr.Tabs(elem_id="tabs") as self.frame:
-                for name, task in self.desk.tasks.items():
+                for name, form in forms.items():
                     with gr.Tab(name.capitalize(), id=name):
-                        self.tabs[name] = build_tab(task, self.desk, self.mine)
-                forms = {name: tab.form for name, tab in self.tabs.items()}
+                        self.tabs[name] = build_tab(form, self.desk, self.mine)
                 with gr.Tab("Queue", id="queue"):
                     build_queue(self.others)
                 with gr.Tab("Gallery", id="gallery"):
@@ -200,7 +202,7 @@ def _details(desk: Desk, hash: str) -> list[Any]:
     if not hash:
         return [gr.skip()] * 4
     shown, spelled = details(desk, hash)
-    return [str(shown), *spelled]
+    return [str(shown), *(gr.update(value=text, visible=bool(text)) for text in spelled)]
 
 
 def studio(desk: Desk) -> Any:

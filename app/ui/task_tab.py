@@ -15,7 +15,6 @@ from ..requests import Request
 from ..server.desk import Desk
 from ..server.identity import Identity
 from ..server.submission import Intake
-from ..tasks import Task
 from .counting import count
 from .form import Form, build
 from .panels import fault, panel
@@ -44,7 +43,7 @@ class Tab:
         return [self.status, self.picture, self.film]
 
 
-def build_tab(task: Task, desk: Desk, mine: Any) -> Tab:
+def build_tab(form: Form, desk: Desk, mine: Any) -> Tab:
     """Everything of a task's tab but what other tabs do to it."""
     parts: dict[str, Any] = {}
 
@@ -57,7 +56,7 @@ def build_tab(task: Task, desk: Desk, mine: Any) -> Tab:
 
     with gr.Row(elem_classes="sf-main"):
         with gr.Column(scale=5, min_width=320, elem_classes="sf-form"):
-            form = build(task, after_words)
+            build(form, after_words)
             _spellings(form, desk)
         with gr.Column(scale=6, min_width=320, elem_classes="sf-stage"):
             names = ("status", "picture", "film")

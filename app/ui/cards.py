@@ -13,7 +13,7 @@ from .panels import button
 
 MANIFEST = "manifest.json"
 CARD = Markup(
-    '<figure class="sf-card"><div class="sf-media">{}</div><figcaption><span class="sf-title">{}</span>'
+    '<figure class="sf-card" data-key="{}"><div class="sf-media">{}</div><figcaption><span class="sf-title">{}</span>'
     '<span class="sf-small">{}</span></figcaption><div class="sf-acts">{}</div></figure>'
 )
 
@@ -43,7 +43,7 @@ def card(job: Job, kept: Kept, receivers: tuple[str, ...]) -> Markup:
         for part in (job.task, f"seed {seed}" if seed is not None else kept.name, when(kept.created))
         if part
     )
-    return CARD.format(media(kept, title), title, small, acts(kept, receivers))
+    return CARD.format(kept.hash, media(kept, title), title, small, acts(kept, receivers))
 
 
 def media(kept: Kept, title: str) -> Markup:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import math
 import re
+from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -28,6 +31,7 @@ OPEN = re.compile(
     r"|/gradio_api/(file=/[^:]+|info/?|app_id/?)"
 )
 """The paths that the pages use; a file is one of Gradio's own folder, which Gradio checks."""
+UPLOAD = re.compile(r"/gradio_api/upload/?")
 LASTING = re.compile(r"/assets/[\w./-]+|/static/(fonts|img)/[\w./-]+")
 """Files of the installed Gradio, whose names have a hash."""
 POLICY = (
@@ -66,6 +70,48 @@ SIGN_IN_POLICY = (
 )
 
 
+def foreign(body: bytes, uploads: Path) -> bool:
+    """Whether a call names a file that its sender has not uploaded: a path of this machine, or an address.
+
+    Gradio has a check of its own, but asks it of applications alone that it serves itself.
+    """
+    try:
+        return any(not _uploaded(path, uploads) for path in _paths(json.loads(body))) if body else False
+    except (ValueError, RecursionError):
+        return True
+
+
+def _paths(value: object) -> Iterator[object]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "path" and inner is not None:
+                yield inner
+            else:
+                yield from _paths(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _paths(inner)
+
+
+def _uploaded(path: object, uploads: Path) -> bool:
+    if not isinstance(path, str) or "\0" in path:
+        return False
+    try:
+        return Path(path).is_absolute() and Path(path).resolve().is_relative_to(uploads.resolve())
+    except (OSError, RuntimeError):  # too long a name, a ring of links
+        return False
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already, as if it came now."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def told() -> Message:
+        return left.pop() if left else await receive()
+
+    return told
+
+
 class Door:
     """Belongs before Gradio's application, where it is mounted."""
 
@@ -90,6 +136,13 @@ class Door:
                     headers["Cache-Control"] = "private, max-age=31536000, immutable"
             await send(message)
 
+        if scope["method"] == "POST" and not UPLOAD.fullmatch(path):
+            body = await Request(scope, receive).body()
+            if foreign(body, self.desk.home / "uploads"):
+                told = "file: is none that was uploaded here; choose it in the page"
+                await fault(422, told, "file")(scope, receive, send)
+                return
+            receive = _again(body, receive)
         await self._until_the_end(self.app(scope, receive, sent))
 
     def refusal(self, request: Request, path: str) -> ASGIApp | None:

@@ -73,6 +73,7 @@ def mount(app: FastAPI, desk: Desk) -> None:
         css=css(),
         head=_head(),
     )
+    blocks.has_launched = True  # else Gradio does not ask whether a file was uploaded
     (place,) = (route for route in app.router.routes if isinstance(route, Mount))
     place.app = Door(place.app, desk)
     app.router.routes.extend(way_in.routes)

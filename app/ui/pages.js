@@ -5,14 +5,16 @@ window.sfumato = (() => {
   const pick = selector => [...document.querySelectorAll(selector)].find(visible);
 
   // Put new HTML in place, but keep nodes that did not change, so that pictures don't flash and focus stays.
+  // What belongs to another job is never the same node: a click that has begun on one must not end on the other.
   const same = (a, b) => a.isEqualNode(b);
+  const key = node => node.dataset.key || node.dataset.id || "";
   const fit = (old, now) => {
     const before = [...old.childNodes], after = [...now.childNodes];
     after.forEach((node, i) => {
       const there = before[i];
       if (!there) old.appendChild(node);
       else if (same(there, node)) return;
-      else if (there.nodeType === 1 && node.nodeType === 1 && there.tagName === node.tagName) {
+      else if (there.nodeType === 1 && node.nodeType === 1 && there.tagName === node.tagName && key(there) === key(node)) {
         if (there.dataset.keep && there.tagName === "IMG") return swap(there, node);
         for (const {name} of [...there.attributes]) if (!node.hasAttribute(name)) there.removeAttribute(name);
         for (const {name, value} of [...node.attributes]) if (there.getAttribute(name) !== value) there.setAttribute(name, value);

@@ -17,7 +17,7 @@ from .stage import Stage
 SHOWN = 100
 ENDED = 10
 ROW = Markup(
-    '<li class="sf-row" data-state="{}"><span class="sf-id">{}</span><span class="sf-what"><b>{}</b>'
+    '<li class="sf-row" data-state="{}" data-key="{}"><span class="sf-id">{}</span><span class="sf-what"><b>{}</b>'
     '<span class="sf-small">{}</span></span><span class="sf-acts">{}</span></li>'
 )
 LIST = Markup('<h3 class="sf-heading">{}</h3><ul class="sf-list">{}</ul>')
@@ -77,7 +77,7 @@ def queue(desk: Desk, stage: Stage, said: str = "") -> Markup:
 
 def _row(job: Job, words: str, acts: list[Markup]) -> Markup:
     small = f"{job.task} · {words} · {when(job.created)}"
-    return ROW.format(job.state, job.id, job.summary or job.task, small, Markup("").join(acts))
+    return ROW.format(job.state, job.id, job.id, job.summary or job.task, small, Markup("").join(acts))
 
 
 def _acts(job: Job) -> list[Markup]:

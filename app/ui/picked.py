@@ -89,16 +89,32 @@ def _control(entry: Entry, setting: Setting, value: Any) -> Any:
     id, about = f"set-{entry.id}-{setting.name}", setting.help
     key = f"{entry.id}-{setting.name}"
     if setting.type == "bool":
-        return gr.Checkbox(bool(value), label=setting.name, info=about, elem_id=id, key=key)
+        return gr.Checkbox(bool(value), label=setting.name, info=about, elem_id=id, key=key, interactive=True)
     if setting.type in ("int", "float") and isinstance(value, int | float):
         places = 0 if setting.type == "int" else None
         return gr.Number(
-            value, label=setting.name, info=about, precision=places, elem_id=id, key=key, min_width=120
+            value,
+            label=setting.name,
+            info=about,
+            precision=places,
+            elem_id=id,
+            key=key,
+            interactive=True,
+            min_width=120,
         )
     if setting.type.startswith("Literal["):
         choices = [part.strip(" '\"") for part in setting.type[len("Literal[") : -1].split(",")]
         return gr.Dropdown(
-            choices, value=value, label=setting.name, info=about, elem_id=id, key=key, min_width=120
+            choices,
+            value=value,
+            label=setting.name,
+            info=about,
+            elem_id=id,
+            key=key,
+            interactive=True,
+            min_width=120,
         )
     text = "" if value is ... or value is None else value if isinstance(value, str) else json.dumps(value)
-    return gr.Textbox(text, label=setting.name, info=about, elem_id=id, key=key, min_width=120)
+    return gr.Textbox(
+        text, label=setting.name, info=about, elem_id=id, key=key, interactive=True, min_width=120
+    )

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from diffusers.models.activations import GEGLU, GELU, SwiGLU
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
@@ -140,7 +140,7 @@ class Straight(Transformer2DModel):
 def gathered(net: nn.Module) -> nn.Module:
     """The network, with each block going the shorter way where its layers allow it."""
     for block in net.modules():
-        if type(getattr(block, "processor", None)) is AttnProcessor2_0 and _fast(block.to_q):
+        if isinstance(block, Attention) and type(block.processor) is AttnProcessor2_0 and _fast(block.to_q):
             block.processor = Attending()
         shorter = _shorter(block)
         if shorter is not None:

@@ -22,13 +22,15 @@ DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "starlette": "fastapi"}
 """Import name -> name to install, where they differ."""
 OF_AN_EXTRA = {"app/server": "serve", "app/ui": "ui"}
 """Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
+KERNELS = tuple(
+    f"kernels/native/{name}" for name in ("attention.cpp", "products.cpp", "roundings.cpp", "vectors.h")
+)
 DATA = (
     "app/ui/pages.css",
     "app/ui/pages.js",
     "assets/models",
     "pipelines/doors/configs",
-    "kernels/native/attention.cpp",
-    "kernels/native/vectors.h",
+    *KERNELS,
     "py.typed",
 )
 """What the wheel carries beside code."""

@@ -122,6 +122,7 @@ inline __m128i stored(__m512 x, __m512 factor, __m512i zero) {
 struct Step {
     float scale = 1, factor = 1;
     int32_t zero = 0;
+    Step() = default;
     Step(float low, float high) {
         low = std::min(low, 0.0f), high = std::max(high, 0.0f);
         if (high - low < 1e-30f) return;

@@ -11,8 +11,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from . import fused
-from .fused import PLAIN, POINTWISE, After, Matrix, Norm, stored_pictures, stored_rows
+from ..native.around import PLAIN, After, Norm, available
+from .fused import MOST_INPUTS, POINTWISE, Matrix, stored_pictures, stored_rows
 from .int8 import PackedConv, PackedLinear, geometry_of, weight_of
 from .packed import packable
 
@@ -24,7 +24,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         weight, bias = weight_of(layer.weight), None if layer.bias is None else layer.bias.detach()
-        fits = fused.available() is None and self.in_features <= fused.MOST_INPUTS
+        fits = available() is None and self.in_features <= MOST_INPUTS
         self.product: Matrix | PackedLinear = Matrix(weight, bias) if fits else PackedLinear(weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,8 +51,8 @@ class Int8Conv2d(nn.Module):
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.geometry = geometry_of(layer)
         weight, bias = weight_of(layer.weight), None if layer.bias is None else layer.bias.detach()
-        fits = fused.available() is None and self.geometry.groups == 1
-        fits = fits and weight.stored[0].numel() <= fused.MOST_INPUTS
+        fits = available() is None and self.geometry.groups == 1
+        fits = fits and weight.stored[0].numel() <= MOST_INPUTS
         self.product: Matrix | PackedConv = (
             Matrix(weight, bias) if fits else PackedConv(weight, bias, self.geometry)
         )

@@ -1,4 +1,4 @@
-"""diffusers' blocks, with what stands around their 8-bit layers computed in one pass with them.
+"""diffusers' blocks, with what stands around their exchanged layers computed in one pass with them.
 
 Each is a subclass of the block that it stands for, which keeps its parts and their names and goes another way through
 them. A block in which something is not as it expects is left as it is.
@@ -18,8 +18,10 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...kernels.quant.fused import After, Gate, Matrix, Norm, stored_rows
+from ...kernels.native.around import After, Gate, Norm
+from ...kernels.quant.fused import Matrix, stored_rows
 from ...kernels.quant.layers import Int8Conv2d, Int8Linear
+from ...kernels.winograd import WinogradConv2d
 
 AT_ONCE = 1 << 22
 """Bytes of a feed-forward's inner features that are held at a time: they stay in the processor's cache."""
@@ -67,7 +69,7 @@ class Repeated(Upsample2D):
     """Each pixel twice by twice, then a convolution."""
 
     def forward(self, hidden_states: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-        conv = cast("Int8Conv2d", self.conv if self.name == "conv" else self.Conv2d_0)
+        conv = cast("Int8Conv2d | WinogradConv2d", self.conv if self.name == "conv" else self.Conv2d_0)
         if output_size is None or tuple(output_size) == (
             2 * hidden_states.shape[2],
             2 * hidden_states.shape[3],
@@ -84,7 +86,10 @@ class Residual(ResnetBlock2D):
         shift = None
         if self.time_emb_proj is not None and temb is not None:
             shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
-        first, second = cast("Int8Conv2d", self.conv1), cast("Int8Conv2d", self.conv2)
+        first, second = (
+            cast("Int8Conv2d | WinogradConv2d", self.conv1),
+            cast("Int8Conv2d | WinogradConv2d", self.conv2),
+        )
         hidden = first.after(input_tensor, After(shift=shift), _norm(self.norm1))
         kept = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         after = After(residual=kept.permute(0, 2, 3, 1), factor=1 / self.output_scale_factor)
@@ -170,7 +175,8 @@ def _shorter(block: nn.Module) -> type[nn.Module] | None:
 
 
 def _residual(block: ResnetBlock2D) -> bool:
-    plain = block.upsample is None and block.downsample is None and block.time_embedding_norm == "default"
+    timed = block.time_embedding_norm == "default" or block.time_emb_proj is None
+    plain = timed and block.upsample is None and block.downsample is None
     norms = all(
         isinstance(norm, nn.GroupNorm) and norm.weight is not None and norm.weight.dtype == torch.float32
         for norm in (block.norm1, block.norm2)
@@ -184,4 +190,6 @@ def _norm(layer: nn.GroupNorm) -> Norm:
 
 
 def _fast(layer: object) -> bool:
+    if isinstance(layer, WinogradConv2d):
+        return layer.native
     return isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(layer.product, Matrix)

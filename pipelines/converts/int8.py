@@ -3,7 +3,7 @@
 Paper: arXiv:1712.05877 (Jacob et al.), section 2, with weights per channel and symmetric (arXiv:1806.08342, section 3)
 Shapes: any linear layer or 2D convolution of a network in float32 on a processor
 Units and ranges: smallest 0 and up, weights of a layer
-Cost: one pass over each layer's input; memory of the layers falls to a quarter. Where C++ compiles and the processor has
+Cost: one pass over each layer's input; memory of the layers falls to a quarter. Where C++ compiles, on processors with
     AVX-512 VNNI, norms, gates and sums beside the layers are computed with them
 Neutral: smallest above every layer
 Errors: ValueError where torch or the processor has no 8-bit products, or the network is elsewhere or not in float32

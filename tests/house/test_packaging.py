@@ -23,7 +23,8 @@ DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "starlette": "fastapi"}
 OF_AN_EXTRA = {"app/server": "serve", "app/ui": "ui"}
 """Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
 KERNELS = tuple(
-    f"kernels/native/{name}" for name in ("attention.cpp", "products.cpp", "roundings.cpp", "vectors.h")
+    f"kernels/native/{name}"
+    for name in ("attention.cpp", "norms.h", "products.cpp", "roundings.cpp", "vectors.h", "winograd.cpp")
 )
 DATA = (
     "app/ui/pages.css",

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from sfumato.kernels.native.around import GATES, After, Gate, Norm, available, normed
 from sfumato.kernels.quant import fused
-from sfumato.kernels.quant.fused import GATES, After, Gate, Matrix, Norm, stored_pictures, stored_rows
+from sfumato.kernels.quant.fused import Matrix, stored_pictures, stored_rows
 from sfumato.kernels.quant.int8 import Geometry, Weight, rounded, weight_of
 from torch import Tensor
 from torch.nn import functional as F
 
-pytestmark = pytest.mark.skipif(fused.available() is not None, reason=str(fused.available()))
+pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 FLOATS = 1e-6
 """Relative: both sides hold the same integers and differ in the order of float32 sums."""
@@ -90,7 +91,7 @@ def test_a_norm_and_its_gate_before_a_convolution(gate: str, channels: int) -> N
     norm = Norm(8, given(channels, seed=3), given(channels, seed=4), 1e-5, gate)  # type: ignore[arg-type]
     where = geometry(1, 1, 1)
     ours = Matrix(weight, bias)(stored_pictures(x, (1, 1), norm), where).permute(0, 3, 1, 2)
-    assert error(ours, fused.product(fused.normed(x, norm), weight, bias, where)) < TIES
+    assert error(ours, fused.product(normed(x, norm), weight, bias, where)) < TIES
 
 
 def test_the_scale_of_a_gated_norm_holds_its_least_value() -> None:
@@ -99,7 +100,7 @@ def test_the_scale_of_a_gated_norm_holds_its_least_value() -> None:
     norm = Norm(1, torch.ones(1), torch.zeros(1), 1e-5)
     found = stored_pictures(x, (0, 0), norm)
     real = found.scale[0] * (found.pixels[0, ..., 0].float() - found.zero[0])
-    assert float((real - fused.normed(x, norm)[0, 0]).abs().max()) <= 0.51 * float(found.scale[0])
+    assert float((real - normed(x, norm)[0, 0]).abs().max()) <= 0.51 * float(found.scale[0])
 
 
 def test_pixels_are_repeated_before_a_convolution() -> None:
@@ -168,10 +169,11 @@ def test_an_error_of_rounding_is_that_of_8_bits() -> None:
 
 def test_without_a_compiler_the_layers_take_torch_own_products(tmp_path: Path) -> None:
     code = (
-        "import torch; from torch import nn; from sfumato.kernels.quant import fused, layers\n"
+        "import torch; from torch import nn; from sfumato.kernels.quant import layers\n"
+        "from sfumato.kernels.native.around import available\n"
         "torch.manual_seed(0); plain = nn.Conv2d(8, 16, 3, padding=1); x = torch.randn(2, 8, 9, 9)\n"
         "layer = layers.int8(plain)\n"
-        "print(fused.available(), '|', type(layer.product).__name__, '|', float((layer(x) - plain(x)).abs().max()))"
+        "print(available(), '|', type(layer.product).__name__, '|', float((layer(x) - plain(x)).abs().max()))"
     )
     told = {"PATH": "/nowhere", "HOME": str(tmp_path), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=told, check=True)

@@ -17,6 +17,7 @@ from ..pipelines.text_to_image import TextToImage
 from . import reuse
 from .builder import build, find
 from .chosen import Technique
+from .converting import check_converts, converted
 from .faults import refuse
 from .pictures import own_size
 from .registry import locate
@@ -28,8 +29,8 @@ R = TypeVar("R", bound=SamplingRequest)
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
-    """The model on its device, and the request with device and dtype settled. `device` is what `auto` means."""
+def on_device(request: R, device: str = "auto") -> R:
+    """The request with device and dtype settled. `device` is what `auto` means."""
     device = device if request.device == "auto" else request.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,6 +41,13 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
     dtype = request.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    return request.model_copy(update={"device": device, "dtype": dtype})
+
+
+def open_for(request: R, shelf: Shelf) -> Model:
+    """The model on the request's device, with its converts done."""
+    converts = tuple(t for t in request.techniques if find(t, None, "techniques").kind == "convert")
+    check_converts(converts)
     if request.model == "still-life" and not builtin_names():
         raise refuse(
             "model", "still-life", "is not installed; `sfumato train builtin still-life`, or --model FOLDER"
@@ -51,14 +59,16 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
     places += [] if beside is None else [find_model(beside, "parts")]
     places += [find_bridge(request.bridge)] if request.bridge else []
 
-    def make() -> Model:
-        opened = open_model(place.place, dtype=getattr(torch, dtype), device=device, parts=beside)
-        if not request.bridge:
-            return opened
-        return with_bridge(opened, open_bridge(request.bridge, dtype=getattr(torch, dtype), device=device))
+    dtype, device = getattr(torch, request.dtype), request.device
 
-    model = shelf.take((place.place, beside, request.bridge, dtype, device), tuple(places), make)
-    return model, request.model_copy(update={"device": device, "dtype": dtype})
+    def make() -> Model:
+        opened: Model = open_model(place.place, dtype=dtype, device=device, parts=beside)
+        if request.bridge:
+            opened = with_bridge(opened, open_bridge(request.bridge, dtype=dtype, device=device))
+        return converted(opened, converts)
+
+    key = (place.place, beside, request.bridge, request.dtype, device, tuple(str(t) for t in converts))
+    return shelf.take(key, tuple(places), make)
 
 
 def resolve(request: R, model: Model) -> R:
@@ -99,6 +109,8 @@ def assemble(request: SamplingRequest, model: Model) -> TextToImage:
     places: dict[str, list[Any]] = {"guidance": [], "wrap": [], "patch": []}
     for technique in request.techniques:
         entry = find(technique, None, "techniques")
+        if entry.kind == "convert":
+            continue  # done as the model was opened
         if entry.kind not in places:
             raise refuse("techniques", technique.id, f"is a {entry.kind}; {_elsewhere(entry.kind)}")
         if entry.tasks and request.medium not in entry.tasks:

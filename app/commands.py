@@ -12,6 +12,7 @@ from ..pipelines.errors import BadInput
 from .console import Console, table
 from .faults import unknown
 from .job_commands import JOBS
+from .linear_commands import train_linfusion
 from .model_commands import MODELS
 from .output import ensure_folder
 from .requests import REQUESTS
@@ -178,6 +179,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "schema": schema,
     "train builtin": train_builtin,
     "train harmonica": train_harmonica,
+    "train linfusion": train_linfusion,
     "train reuse": train_reuse,
     **MODELS,
     **JOBS,

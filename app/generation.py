@@ -19,7 +19,9 @@ from ..pipelines.loop import Cancelled, Control, Event
 from ..pipelines.protocols import Model
 from ..pipelines.stopping import Stopped
 from ..pipelines.text_to_image import TextToImage, as_images
-from .assembly import assemble, defaults_used, machine, open_for, resolve
+from . import optimize
+from .assembly import assemble, defaults_used, machine, on_device, open_for, resolve
+from .converting import check_loras
 from .faults import Failure
 from .interruption import read_checkpoint
 from .loras import Adapters, put_on
@@ -49,6 +51,8 @@ class Run:
     pictures: Mapping[str, str]
     """Hashes of the pictures given, by name."""
     suffix: str = ".png"
+    told: tuple[str, ...] = ()
+    """Notes from before the model was opened."""
 
     def name(self, index: int) -> str:
         return f"{index:04d}{self.suffix}"
@@ -69,7 +73,8 @@ class Run:
     def notes(self, index: int) -> tuple[str, ...]:
         """What the user should know about an image's prompts, LoRAs and size."""
         size = size_note(self.request)
-        return (*remarks(self.words[index], self.model), *self.adapters.notes, *((size,) if size else ()))
+        after = (*self.adapters.notes, *((size,) if size else ()))
+        return (*self.told, *remarks(self.words[index], self.model), *after)
 
     def alike(self, first: int) -> int:
         """How many images from `first` on make a batch: those of its window under the same LoRAs."""
@@ -116,13 +121,18 @@ def prepare(
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done."""
     work.phase("load")
-    model, request = open_for(framed(request), work.shelf, work.device)
+    level, (request, told) = request.optimize, optimize.settled(on_device(framed(request), work.device))
+    model = open_for(request, work.shelf)
+    if level == "fast":
+        request, more = optimize.reused(request, model.defaults.steps)
+        told = (*told, *more)
     request = resolve(request, model)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
+    check_loras(request.techniques, words)
     adapters = put_on(request, model, words)
     check_metadata_fits(Path(f"0000{suffix}"), request, words)
-    run = Run(request, model, pipe, words, adapters, pictures, suffix)
+    run = Run(request, model, pipe, words, adapters, pictures, suffix, told)
     for note in all_notes(run):
         work.note(note)
     return run

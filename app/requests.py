@@ -138,6 +138,12 @@ class SamplingRequest(Request):
         ge=0,
         le=1,
     )
+    optimize: Literal["off", "exact", "balanced", "fast", "small"] = field(
+        "off",
+        "how to run the networks here: exact loses nothing, balanced computes in 8 bits, fast reuses steps too, small "
+        "holds weights in 4 bits",
+        group="advanced",
+    )
     loras: tuple[LoraChoice, ...] = field(
         (), "LoRA, a file or a name in --lora-folder; repeat for more", group="advanced", flags=("--lora",)
     )

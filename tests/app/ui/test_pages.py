@@ -153,8 +153,17 @@ def test_a_mask_is_drawn_on_the_picture(site, visit, tmp_path, wait_until):
     seen = visit(height=1600)
     ask_small(seen, "a red cube")
     seen.open("Picture and mask")
-    seen.page.set_input_files("#generate-image input[type=file]", str(tmp_path / "start.png"))
     canvas = seen.page.locator("#generate-image canvas").first
+    canvas.wait_for()
+    hint = seen.page.locator("#generate-image", has_text="Upload an image")
+
+    def given() -> bool:
+        """An editor that is still being made lets a file fall."""
+        seen.page.set_input_files("#generate-image input[type=file]", str(tmp_path / "start.png"))
+        seen.page.wait_for_timeout(3000)
+        return hint.count() == 0
+
+    wait_until(given)
     wait_until(lambda: draw(seen.page, canvas))
     before = {job.id for job in site.store.history(limit=1000)}
     seen.page.click("#generate-run")

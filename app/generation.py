@@ -113,6 +113,7 @@ def prepare(
     *,
     suffix: str = ".png",
     words_for: Callable[[GenerateRequest], tuple[Words, ...]] = words_of,
+    adapters_for: Callable[[GenerateRequest, Model, tuple[Words, ...]], Adapters] = put_on,
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done."""
     work.phase("load")
@@ -120,7 +121,7 @@ def prepare(
     request = resolve(request, model)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
-    adapters = put_on(request, model, words)
+    adapters = adapters_for(request, model, words)
     check_metadata_fits(Path(f"0000{suffix}"), request, words)
     run = Run(request, model, pipe, words, adapters, pictures, suffix)
     for note in all_notes(run):

@@ -99,7 +99,7 @@ class TextToImage:
         count: int = 1,
         control: Control | None = None,
     ) -> Images:
-        """`count` images of each prompt, prompt by prompt. Image i has seed `seed` + i or seed[i], at any batch size."""
+        """`count` images of each prompt, prompt by prompt. Image i has seed `seed` + i or seed[i] at any batch size."""
         began = time.perf_counter()
         run = self.encode(
             prompt, negative=negative, width=width, height=height, steps=steps, seed=seed, count=count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,15 @@ def write_report(
         buffer = io.BytesIO()
         contact_sheet(pictures).save(buffer, "PNG")
         write_whole(folder / SHEET, lambda file: file.write(buffer.getvalue()))
-    write_text(folder / REPORT, page(rows, numbers, summary, plan, sheet_there=bool(pictures)))
+    done = sum(line.state == DONE for line in rows)
+    title = f"{done} of {len(units) + len(sheet.bad)} made"
+    write_text(folder / REPORT, page(title, rows, numbers, [told(summary), plan], sheet_there=bool(pictures)))
     return folder / REPORT
 
 
 def page(
-    rows: list[Line], numbers: Mapping[str, int], summary: Mapping[str, Any], plan: str, *, sheet_there: bool
+    title: str, rows: list[Line], numbers: Mapping[str, int], about: Sequence[str], *, sheet_there: bool
 ) -> str:
-    done = sum(line.state == DONE for line in rows)
-    title = f"{done} of {len(rows) + int(summary['left']) - len([r for r in rows if r.state != DONE])} made"
     picture = f'<p class="sheet"><a href="{SHEET}"><img src="{SHEET}" alt="all pictures"></a></p>'
     ordered = sorted(
         rows, key=lambda line: (numbers.get(line.unit.row, line.data.get("row", 0)), line.unit.image)
@@ -64,7 +64,7 @@ def page(
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">',
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">this run: {escape(told(summary))}</p><pre class="quiet">{escape(plan)}</pre>',
+        *(f'<pre class="quiet">{escape(text)}</pre>' for text in about),
         picture if sheet_there else "",
         "<table><tr><th>row</th><th>result</th><th>what was asked for</th><th>about</th></tr>",
         *(entry(line, numbers.get(line.unit.row, line.data.get("row"))) for line in ordered),
@@ -75,7 +75,7 @@ def page(
 
 def told(summary: Mapping[str, Any]) -> str:
     return (
-        f"{summary['made']} made in {summary['seconds']:.1f} s, {summary['done_before']} were there, "
+        f"this run: {summary['made']} made in {summary['seconds']:.1f} s, {summary['done_before']} were there, "
         f"{summary['failed']} failed; {summary['loads']} models opened, {summary['encodings']} prompts encoded"
     )
 

@@ -30,24 +30,26 @@ class Line(NamedTuple):
 
 
 class Manifest:
-    """Of one folder of results. Lines are appended and never changed; a line cut off by a kill counts for nothing."""
+    """Of one folder of results. Lines are appended and never changed; one that a kill cut off goes with the next."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / NAME
 
     def read(self) -> dict[Unit, Line]:
-        """The last line of each unit."""
+        """The last line of each unit. Of a group whose lines are not all there, none counts."""
         if not self.file.is_file():
             return {}
-        found = {}
+        found, members = list[Line](), dict[str, set[Unit]]()
         for text in self.file.read_bytes().split(b"\n"):
             try:
                 data = json.loads(text)
                 unit = Unit(str(data["id"]), int(data["image"]))
-                found[unit] = Line(unit, str(data["state"]), data)
+                found.append(Line(unit, str(data["state"]), data))
+                members.setdefault(str(data["group"]), set()).add(unit)
             except (ValueError, KeyError, TypeError):
                 continue
-        return found
+        whole = {group for group, units in members.items() if group == named(units)}
+        return {line.unit: line for line in found if line.data["group"] in whole}
 
     def done(self, lines: Iterable[Line]) -> set[Unit]:
         """Units whose files are there with the bytes they were written with."""
@@ -62,18 +64,22 @@ class Manifest:
             return False
 
     def append(self, lines: Sequence[dict[str, Any]]) -> None:
-        """In one piece, so that a kill leaves all of them or none."""
+        """Those of a group, in one piece: a kill leaves all of them or none that counts."""
+        group = named({Unit(line["id"], line["image"]) for line in lines})
+        lines = [{**line, "group": group} for line in lines]
         text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines).encode()
         handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            size = os.fstat(handle).st_size
-            if size and os.pread(handle, 1, size - 1) != b"\n":
-                text = b"\n" + text  # after a line that was cut off
+            os.ftruncate(handle, self._sound())
             while text:
                 text = text[os.write(handle, text) :]
             os.fsync(handle)
         finally:
             os.close(handle)
+
+    def _sound(self) -> int:
+        """Bytes up to the end of the last whole line."""
+        return self.file.read_bytes().rfind(b"\n") + 1
 
     def keep(self, row: Row, made: Made, worker: str) -> dict[str, Any]:
         """Write a result's files; its line."""
@@ -106,6 +112,11 @@ def _head(row: Row, unit: Unit, state: str) -> dict[str, Any]:
 
 def _request(row: Row) -> dict[str, Any]:
     return row.request.model_dump(mode="json", exclude_defaults=True)
+
+
+def named(units: Iterable[Unit]) -> str:
+    """A group by its members."""
+    return digest(json.dumps(sorted(units)).encode())[:16]
 
 
 def _write(data: bytes, stream: BinaryIO) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...pipelines.errors import BadInput
@@ -20,27 +19,11 @@ from .parcels import Answer, Asked, Engine, Fault, Look, Made, Unit
 from .planning import Plan, make_plan
 from .report import write_report
 from .rows import Bad, Row, Sheet, rows_of, told_bad
-from .sheet import read_sheet
+from .sheet import Entry
+from .wish import Wish
 
 PAUSE = 15.0
 """Seconds between two lines about how far it is, where there is no terminal."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the command line asks for."""
-
-    file: str
-    output: str | None = None
-    config: str | None = None
-    dry_run: bool = False
-    keep_going: bool = False
-    per_batch: int = 0
-
-    @property
-    def folder(self) -> Path:
-        """The same at the next run, which goes on with what is in it."""
-        return Path(self.output).expanduser() if self.output else Path("out") / Path(self.file).stem
 
 
 @dataclass(frozen=True)
@@ -58,10 +41,12 @@ class Batch:
         return {row.id: row for row in self.sheet.rows}
 
 
-def run_batch(wish: Wish, engine: Engine, console: Console) -> int:
+def run_batch(
+    wish: Wish, entries: Sequence[Entry], engine: Engine, console: Console, config: str | None = None
+) -> int:
     """Exit code 0: every row is made. 1: not all. 2: a row is bad, and nothing was started."""
     manifest = Manifest(wish.folder)
-    sheet = rows_of(read_sheet(wish.file), config_file(wish.config))
+    sheet = rows_of(entries, config_file(config))
     batch = planned(wish, sheet, engine, manifest)
     if batch.bad and not wish.keep_going:
         raise BadInput("rows", told_bad(batch.bad))

@@ -41,8 +41,8 @@ def batch_run(values: dict[str, Any], console: Console, *, config: Config = None
             here.close()
     from .batch.ray_engine import on_ray
 
-    with on_ray(wish.address, wish.cpus, console) as there:
-        return run_batch(wish, entries, there, console, config)
+    with on_ray(wish.address, wish.cpus, console) as (there, own):
+        return run_batch(wish, entries, there, own, config)
 
 
 BATCH: dict[str, Callable[..., Any]] = {"batch run": request_command(Wish)(batch_run)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,36 +60,43 @@ class Remote:
 
 
 @contextmanager
-def on_ray(address: str | None, cpus: int, console: Console) -> Iterator[RayEngine]:
-    """Connected for the length of the block; without an address, to a cluster of this machine alone."""
-    connect(address)
-    import ray
-
-    engine = RayEngine(console.say, cpus)
-    try:
-        console.say(f"on Ray: {len(devices_there(cpus))} workers")
-        yield engine
-    finally:
-        engine.close()
-        ray.shutdown()
+def on_ray(address: str | None, cpus: int, console: Console) -> Iterator[tuple[RayEngine, Console]]:
+    """For the length of the block, an engine and the console to be used meanwhile."""
+    with connected(address, console) as own:
+        engine = RayEngine(own.say, cpus)
+        try:
+            own.say(f"on Ray: {len(devices_there(cpus))} workers")
+            yield engine, own
+        finally:
+            engine.close()
 
 
-def connect(address: str | None) -> None:
-    """Refused in a sentence where Ray is not installed, or no cluster is there."""
+@contextmanager
+def connected(address: str | None, console: Console) -> Iterator[Console]:
+    """To the cluster, or to one of this machine alone. Refused in a sentence where there is no Ray or no cluster.
+
+    Ray tells of dead workers on stdout, which is for data: stdout is stderr meanwhile, but for the console given back.
+    """
     if not find_spec("ray"):
         raise Failure("ray: is not installed; pip install 'sfumato[batch]' brings it")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Failure(f"address: {address!r}: no Ray cluster answers there ({reason})") from error
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):
+        try:
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise Failure(f"address: {address!r}: no Ray cluster answers there ({reason})") from error
+        try:
+            yield replace(console, out=out)
+        finally:
+            ray.shutdown()
 
 
 def devices_there(share: int = 0) -> list[Device]:

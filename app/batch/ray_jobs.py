@@ -29,7 +29,7 @@ from ..requests import Request
 from ..tasks import TASKS, Task
 from ..work import Outcome
 from .manifest import digest
-from .ray_engine import connect, devices_there
+from .ray_engine import connected, devices_there
 from .ray_replica import Board, Event, Parcel, Replica
 
 STRIKES = 3
@@ -51,24 +51,20 @@ def run_on_ray(cluster: Cluster, home: Path, console: Console, *, forever: bool)
 
 
 def _run(cluster: Cluster, home: Path, console: Console, forever: bool) -> int:
-    connect(cluster.address)
-    import ray
-    from ray import serve
-
     name = f"sfumato-{digest(f'{platform.node()} {home}'.encode())[:8]}"
-    try:
-        with asked_to_stop(console.say) as stopping:
+    with connected(cluster.address, console) as own:
+        from ray import serve
+
+        with asked_to_stop(own.say) as stopping:
             handle, board, count = deployed(cluster, name)
-            console.say(f"on Ray: {count} replicas")
+            own.say(f"on Ray: {count} replicas")
             remote = Sender(handle, board)
-            runners = [_Apart(remote, home, at, stopping, console.say) for at in range(count)]
+            runners = [_Apart(remote, home, at, stopping, own.say) for at in range(count)]
             ended = _all(runners, forever)
             told = ", ".join(f"{n} {state}" for state, n in ended.items()) or "nothing was waiting"
-            console.data({"engine": "ray", "replicas": count, "ended": ended}, told)
+            own.data({"engine": "ray", "replicas": count, "ended": ended}, told)
             stopped = stopping()
         serve.delete(name)
-    finally:
-        ray.shutdown()
     if stopped:
         return INTERRUPTED
     return FAILED if ended.get("failed") else DONE

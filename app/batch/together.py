@@ -42,7 +42,7 @@ def look(request: GenerateRequest, id: str, work: Collected, per_batch: int) -> 
     for name in dict.fromkeys(lora.name for one in words for lora in one.loras):
         lora_file(name, full)
     width, height = full.width or 1, full.height or 1
-    most = request.batch if request.batch > 1 else per_batch or max(1, min(MOST, ROOM // (width * height)))
+    fits = request.batch if request.batch > 1 else max(1, min(MOST, ROOM // (width * height)))
     own = model.defaults.guidance != 1 and not takes_embedded_guidance(model)
     return Look(
         id,
@@ -58,7 +58,7 @@ def look(request: GenerateRequest, id: str, work: Collected, per_batch: int) -> 
         words=tuple((one.prompt, one.negative, acting(one)) for one in words),
         guided=pipe.guidance is not None or own,
         steps=full.steps or 1,
-        most=most,
+        most=per_batch or fits,
     )
 
 

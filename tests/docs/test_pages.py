@@ -86,7 +86,9 @@ def anchors(page: Path) -> set[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/generate.md", "docs/jobs.md", "docs/world.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/generate.md", "docs/jobs.md", "docs/world.md", "docs/batch.md"]
+)
 def test_python_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = block((ROOT / name).read_text(encoding="utf-8"), "python")
     for model in NEEDS.findall(source):

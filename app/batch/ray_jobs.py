@@ -7,6 +7,7 @@ store stays on one local disk and all that `docs/jobs.md` says of it holds, whic
 from __future__ import annotations
 
 import io
+import logging
 import platform
 import secrets
 import threading
@@ -81,7 +82,8 @@ def deployed(cluster: Cluster, name: str) -> tuple[Any, Any, int]:
     gpus, cpus = bool(devices[0].gpus), min(device.cpus for device in devices)
     count = cluster.replicas or len(devices)
     board: Any = ray.remote(Board).options(num_cpus=0).remote()
-    serve.start(proxy_location="Disabled")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     deployment: Any = serve.deployment(
         Replica,
         name="Replica",

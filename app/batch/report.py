@@ -36,7 +36,7 @@ def write_report(
     current = {f"row {bad.number}" for bad in sheet.bad}
     rows = [*shown, *(line for line in strange if line.unit.row in current)]
     pictures = [
-        Shown(folder / file["path"], f"{numbers[line.unit.row]}  {line.data.get('seed', '')}")
+        Shown(folder / file["path"], label(numbers[line.unit.row], line.data.get("seed")))
         for line in shown
         if line.state == DONE
         for file in line.data.get("files", [])[:1]
@@ -75,9 +75,13 @@ def page(
 
 def told(summary: Mapping[str, Any]) -> str:
     return (
-        f"this run: {summary['made']} made in {summary['seconds']:.1f} s, {summary['done_before']} were there, "
-        f"{summary['failed']} failed; {summary['loads']} models opened, {summary['encodings']} prompts encoded"
+        f"this run: {summary['made']} made in {summary['seconds']:.1f} s, {summary['done_before']} there before, "
+        f"{summary['failed']} failed; models opened: {summary['loads']}, prompts encoded: {summary['encodings']}"
     )
+
+
+def label(number: int, seed: Any) -> str:
+    return f"row {number}" if seed is None else f"row {number}, seed {seed}"
 
 
 def entry(line: Line, number: Any) -> str:

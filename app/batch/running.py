@@ -17,7 +17,7 @@ from .manifest import FAILED as MISSED
 from .manifest import Line, Manifest, only_one
 from .parcels import Answer, Asked, Engine, Fault, Look, Made, Unit
 from .planning import Plan, make_plan
-from .report import write_report
+from .report import told, write_report
 from .rows import Bad, Row, Sheet, rows_of, told_bad
 from .sheet import Entry
 from .wish import Wish
@@ -179,10 +179,7 @@ class Run:
         }
         written = write_report(self.wish.folder, self.batch.sheet, self.manifest.read(), summary, plan.told())
         self.console.data({**summary, "report": str(written)}, str(written))
-        self.console.say(
-            f"{self.made} made, {plan.done} were there, {self.missed} failed, in {seconds:.1f} s; "
-            f"{counts.loads} models opened, {counts.encodings} prompts encoded"
-        )
+        self.console.say(told(summary))
         if self.interrupted:
             self.console.say("interrupted; the same command goes on")
             return INTERRUPTED

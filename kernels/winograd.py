@@ -1,4 +1,4 @@
-"""3 x 3 convolutions of stride 1 by Winograd's F(4 x 4, 3 x 3) in plain torch: a quarter of the multiplications.
+"""3 x 3 convolutions of stride 1 by Winograd's F(4 x 4, 3 x 3), in C++ or torch: a quarter of the multiplications.
 
 Paper: arXiv:1509.09308, section 4.3. Each output tile of 4 x 4 is computed from an input tile of 6 x 6, which a fixed
 linear map takes to 36 numbers; across channels each of the 36 is a matrix product of its own. All three stages are
@@ -8,9 +8,24 @@ of rounding, in float32 to about 4e-6 of the result.
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .native.around import (
+    NORM_FIELDS,
+    PLAIN,
+    After,
+    Norm,
+    at,
+    available,
+    checked,
+    done,
+    functions,
+    norm_fields,
+)
 
 BLOCK = 4_000_000
 """Bytes of one block's 36 numbers per tile and channel, in and out."""
@@ -78,17 +93,53 @@ def conv3x3(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
     return image.permute(0, 3, 1, 2)
 
 
+class _Convolution(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "matrix", "bias", "shift", "residual", "out")),
+        *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "inputs", "outputs", "times")),
+        *NORM_FIELDS,
+        ("factor", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def packed(matrices: Tensor) -> Tensor:
+    """[36,I,O] as the kernel in C++ reads them: [36,O/16,I,16]."""
+    more = -matrices.shape[2] % 16
+    return F.pad(matrices, (0, more)).unflatten(2, (-1, 16)).transpose(1, 2).contiguous()
+
+
 class WinogradConv2d(nn.Module):
-    """In place of a convolution that `fits`."""
+    """In place of a convolution that `fits`; in C++ where that compiles, else in plain torch."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        self.matrices = nn.Parameter(prepared(layer.weight), requires_grad=False)
+        self.native = available() is None
+        matrices = prepared(layer.weight)
+        self.matrices = nn.Parameter(packed(matrices) if self.native else matrices, requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv3x3(x, self.matrices, self.bias)
+        return self.after(x) if self.native else conv3x3(x, self.matrices, self.bias)
+
+    def after(self, x: Tensor, after: After = PLAIN, norm: Norm | None = None, times: int = 1) -> Tensor:
+        """x [B,I,H,W] -> [B,O,H*times,W*times], channels last, with what stands around the layer; only where `native`.
+
+        No gate comes after; the residual is [B,H,W,O].
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        batch, height, width = x.shape[0], x.shape[2] * times, x.shape[3] * times
+        out = torch.empty(batch, height, width, self.out_channels)
+        shift, residual = checked(after, out.shape)
+        given = _Convolution(
+            *(at(t) for t in (x, self.matrices, self.bias, shift, residual, out)),
+            *(batch, height, width, self.in_channels, self.out_channels, times),
+            *norm_fields(norm),
+            *(after.factor, torch.get_num_threads()),
+        )
+        done(functions().sfumato_winograd(ctypes.byref(given)))
+        return out.permute(0, 3, 1, 2)
 
 
 def fits(layer: nn.Conv2d) -> bool:

@@ -17,6 +17,8 @@ from ..native.library import library
 
 KEYS = 256
 """Keys whose weights share a scale."""
+DOUBLING = 32
+"""Steps in which a weight doubles."""
 MOST_FEATURES = 256
 
 
@@ -64,7 +66,8 @@ def reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
     out, total = torch.zeros_like(q), torch.zeros_like(top)
     for s, u in zip(scores.split(KEYS, 3), (v / v_step).round().split(KEYS, 2), strict=True):
         own = s.amax(3, keepdim=True)
-        weights = ((s - own).exp() * 255).round()
+        steps = ((own - s) * (DOUBLING / math.log(2))).round()
+        weights = torch.where(steps < 255, (255 * 2 ** (-steps / DOUBLING)).round(), 0)
         now = (own - top).exp()
         out, total = out + weights @ u * now, total + weights.sum(3, keepdim=True) * now
     return (out / total * v_step).float()

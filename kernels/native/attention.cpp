@@ -2,17 +2,13 @@
 //
 // K loses its mean over the tokens, which softmax does not see, and becomes u8 with one scale per head; Q becomes s8
 // with a scale per row; V s8 with a scale per channel. Scores are exact products of those. Weights of 256 keys at a time
-// become u8 relative to the greatest of the 256, and are summed as they were rounded, so that they add up to 1.
+// are read from a table in steps of 1/32 of a doubling below the greatest of the 256, as u8, and are summed as they stand
+// there, so that they add up to 1.
 // Reference: kernels/attention/int8.py.
 
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
+
+#include "vectors.h"
 
 namespace {
 
@@ -25,27 +21,32 @@ struct Strides {
     int64_t batch, head, token;  // in floats; features follow one another
 };
 
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-template <typename T>
-std::unique_ptr<T[], Free> aligned(size_t count) {
-    size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-    return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
-}
-
 constexpr int32_t ABSENT = 1 << 24;  // below every score, for keys that are not there
 
-// 255 * 2^x for x <= 0, to 6e-4: a tenth of a step of the weights' 8 bits
-inline __m512 weight(__m512 x) {
-    __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 f = _mm512_sub_ps(x, n);
-    __m512 p = _mm512_set1_ps(255 * 0.05550411f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(255 * 0.24022651f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(255 * 0.69314718f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(255.0f));
-    return _mm512_scalef_ps(p, n);
-}
+constexpr int DOUBLING = 32;  // steps
+
+// 255 * 2^(-t/32) for t = 0..254, and 0 for 255 and beyond.
+struct Table {
+    alignas(64) uint8_t weights[256];
+    Table() {
+        for (int t = 0; t < 255; ++t) weights[t] = uint8_t(std::lround(255 * std::exp2(-double(t) / DOUBLING)));
+        weights[255] = 0;
+    }
+    // Of 64 steps.
+    __m512i operator()(__m512i t) const {
+#ifdef __AVX512VBMI__
+        const __m512i* part = reinterpret_cast<const __m512i*>(weights);
+        __m512i near = _mm512_permutex2var_epi8(part[0], t, part[1]), far = _mm512_permutex2var_epi8(part[2], t, part[3]);
+        return _mm512_mask_blend_epi8(_mm512_movepi8_mask(t), near, far);
+#else
+        alignas(64) uint8_t at[64];
+        _mm512_store_si512(at, t);
+        for (int i = 0; i < 64; ++i) at[i] = weights[at[i]];
+        return _mm512_load_si512(at);
+#endif
+    }
+};
+const Table table;
 
 // One head's keys and values in the order in which they are read.
 struct Head {
@@ -109,7 +110,8 @@ void pack(const float* k, const float* v, Strides ks, Strides vs, int tokens, in
             for (int i = 0; i < 4; ++i) r[i] = _mm_load_si128(reinterpret_cast<__m128i*>(row[i] + n * 16));
             two[0] = _mm_unpacklo_epi8(r[0], r[1]), two[1] = _mm_unpackhi_epi8(r[0], r[1]);
             two[2] = _mm_unpacklo_epi8(r[2], r[3]), two[3] = _mm_unpackhi_epi8(r[2], r[3]);
-            __m128i* place = reinterpret_cast<__m128i*>(head.values + (size_t(t / 4) * vectors + n) * 64);
+            const int within = t / 4 % 16, at = t / 64 * 16 + within % 4 * 4 + within / 4;  // as `weigh` packs them
+            __m128i* place = reinterpret_cast<__m128i*>(head.values + (size_t(at) * vectors + n) * 64);
             _mm_store_si128(place, _mm_unpacklo_epi16(two[0], two[2]));
             _mm_store_si128(place + 1, _mm_unpackhi_epi16(two[0], two[2]));
             _mm_store_si128(place + 2, _mm_unpacklo_epi16(two[1], two[3]));
@@ -118,84 +120,77 @@ void pack(const float* k, const float* v, Strides ks, Strides vs, int tokens, in
     }
 }
 
-// Products of ROWS queries with KEYS keys, and the greatest of each row.
-void score(const uint8_t* keys, const int8_t* q, int quads, int32_t* scores, int32_t* greatest) {
+// Products of ROWS queries with `count` keys, a multiple of 64 up to KEYS, and the greatest of each row.
+[[gnu::noinline]] void score(const uint8_t* keys, int count, const int8_t* q, int quads, int32_t* scores, int32_t* greatest) {
     __m512i top[ROWS];
     for (int r = 0; r < ROWS; ++r) top[r] = _mm512_set1_epi32(INT32_MIN);
-    for (int g = 0; g < KEYS / 16; g += 2) {
+    for (int g = 0; g < count / 16; g += 2) {
         __m512i sum[ROWS][2];
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
+        each<ROWS>([&](auto r) ALWAYS { sum[r][0] = sum[r][1] = _mm512_setzero_si512(); });
         const uint8_t* first = keys + size_t(g) * quads * 64;
         const uint8_t* second = first + size_t(quads) * 64;
         for (int j = 0; j < quads; ++j) {
-            __m512i a = _mm512_load_si512(first + j * 64), b = _mm512_load_si512(second + j * 64);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) {
-                int32_t four;
-                std::memcpy(&four, q + (r * quads + j) * 4, 4);
-                __m512i here = _mm512_set1_epi32(four);
-                sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], a, here);
-                sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], b, here);
-            }
+            const __m512i a = _mm512_load_si512(first + j * 64), b = _mm512_load_si512(second + j * 64);
+            each<ROWS>([&](auto r) ALWAYS {
+                const __m512i here = four(q + (r * quads + j) * 4);
+                dot(sum[r][0], a, here);
+                dot(sum[r][1], b, here);
+            });
         }
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
+        each<ROWS>([&](auto r) ALWAYS {
             top[r] = _mm512_max_epi32(top[r], _mm512_max_epi32(sum[r][0], sum[r][1]));
             _mm512_store_si512(scores + r * KEYS + g * 16, sum[r][0]);
             _mm512_store_si512(scores + r * KEYS + g * 16 + 16, sum[r][1]);
-        }
+        });
     }
     for (int r = 0; r < ROWS; ++r) greatest[r] = _mm512_reduce_max_epi32(top[r]);
 }
 
 // Weights 0..255 relative to the row's greatest score, and their sums. `unit`: log2 of the weight per step of a score.
-void weigh(const int32_t* scores, const int32_t* greatest, const float* unit, uint8_t* weights, float* sums) {
+void weigh(const int32_t* scores, int count, const int32_t* greatest, const float* unit, uint8_t* weights,
+           float* sums) {
+    const __m512 most = _mm512_set1_ps(255.0f);
     for (int r = 0; r < ROWS; ++r) {
         const __m512i top = _mm512_set1_epi32(greatest[r]);
-        const __m512 u = _mm512_set1_ps(unit[r]);
+        const __m512 u = _mm512_set1_ps(DOUBLING * unit[r]);
         __m512i sum = _mm512_setzero_si512();
+        for (int g = 0; g < count; g += 64) {
+            __m512i steps[4];
 #pragma GCC unroll 4
-        for (int g = 0; g < KEYS; g += 16) {
-            __m512i below = _mm512_sub_epi32(_mm512_load_si512(scores + r * KEYS + g), top);
-            __m512i w = _mm512_cvtps_epi32(weight(_mm512_mul_ps(_mm512_cvtepi32_ps(below), u)));
-            sum = _mm512_add_epi32(sum, w);
-            _mm_store_si128(reinterpret_cast<__m128i*>(weights + r * KEYS + g), _mm512_cvtusepi32_epi8(w));
+            for (int j = 0; j < 4; ++j) {
+                __m512i below = _mm512_sub_epi32(top, _mm512_load_si512(scores + r * KEYS + g + j * 16));
+                steps[j] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(below), u), most));
+            }
+            // keys 16j + 4i + (0..3) come to lie at 16i + 4j; the values lie so too
+            __m512i first = _mm512_packs_epi32(steps[0], steps[1]), second = _mm512_packs_epi32(steps[2], steps[3]);
+            __m512i w = table(_mm512_packus_epi16(first, second));
+            sum = _mm512_add_epi64(sum, _mm512_sad_epu8(w, _mm512_setzero_si512()));
+            _mm512_store_si512(weights + r * KEYS + g, w);
         }
-        sums[r] = float(_mm512_reduce_add_epi32(sum));
+        sums[r] = float(_mm512_reduce_add_epi64(sum));
     }
 }
 
 // out = out * before + (weights @ values) * now, for N vectors of 16 channels.
 template <int N>
-void mix(const uint8_t* weights, const int8_t* values, int vectors, const float* before, const float* now, float* out,
-         int width) {
+[[gnu::noinline]] void mix(const uint8_t* weights, int count, const int8_t* values, int vectors, const float* before, const float* now,
+         float* out, int width) {
     __m512i sum[ROWS][N];
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 3
-        for (int n = 0; n < N; ++n) sum[r][n] = _mm512_setzero_si512();
-    for (int j = 0; j < KEYS / 4; ++j) {
+    each<ROWS * N>([&](auto i) ALWAYS { sum[i / N][i % N] = _mm512_setzero_si512(); });
+    for (int j = 0; j < count / 4; ++j) {
         __m512i v[N];
-#pragma GCC unroll 3
-        for (int n = 0; n < N; ++n) v[n] = _mm512_load_si512(values + (size_t(j) * vectors + n) * 64);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            int32_t four;
-            std::memcpy(&four, weights + r * KEYS + j * 4, 4);
-            __m512i here = _mm512_set1_epi32(four);
-#pragma GCC unroll 3
-            for (int n = 0; n < N; ++n) sum[r][n] = _mm512_dpbusd_epi32(sum[r][n], here, v[n]);
-        }
+        each<N>([&](auto n) ALWAYS { v[n] = _mm512_load_si512(values + (size_t(j) * vectors + n) * 64); });
+        each<ROWS>([&](auto r) ALWAYS {
+            const __m512i here = four(weights + r * KEYS + j * 4);
+            each<N>([&](auto n) ALWAYS { dot(sum[r][n], here, v[n]); });
+        });
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 3
-        for (int n = 0; n < N; ++n) {
-            float* place = out + r * width + n * 16;
-            __m512 old = _mm512_mul_ps(_mm512_load_ps(place), _mm512_set1_ps(before[r]));
-            _mm512_store_ps(place, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][n]), _mm512_set1_ps(now[r]), old));
-        }
+    each<ROWS * N>([&](auto i) ALWAYS {
+        constexpr int r = i / N, n = i % N;
+        float* place = out + r * width + n * 16;
+        __m512 old = _mm512_mul_ps(_mm512_load_ps(place), _mm512_set1_ps(before[r]));
+        _mm512_store_ps(place, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][n]), _mm512_set1_ps(now[r]), old));
+    });
 }
 
 struct Scratch {
@@ -205,6 +200,16 @@ struct Scratch {
     std::unique_ptr<float[], Free> out;
     Scratch(int quads, int width) : q(aligned<int8_t>(ROWS * quads * 4)), out(aligned<float>(ROWS * width)) {}
 };
+
+// The greatest of |x|.
+float greatest_of(const float* x, int count) {
+    __m512 most = _mm512_setzero_ps();
+    for (int d = 0; d < count; d += 16) {
+        const __m512 here = _mm512_maskz_loadu_ps(lanes(count - d), x + d);
+        most = _mm512_max_ps(most, _mm512_abs_ps(here));
+    }
+    return _mm512_reduce_max_ps(most);
+}
 
 // `rows` queries, at most ROWS, against one head.
 void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int rows, const Head& head, int tokens,
@@ -217,8 +222,7 @@ void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int 
         top[r] = -INFINITY;
         total[r] = unit[r] = 0;
         if (r >= rows) continue;
-        float most = 0;
-        for (int d = 0; d < features; ++d) most = std::max(most, std::fabs(q[r * q_token + d]));
+        const float most = greatest_of(q + r * q_token, features);
         float step = most > 0 ? most / 127 : 1.0f;
         unit[r] = step * head.key_scale * scale * 1.4426950408889634f;
         alignas(64) int8_t row[MOST_FEATURES];
@@ -228,23 +232,19 @@ void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int 
     for (int first = 0; first < tokens; first += KEYS) {
         int32_t greatest[ROWS];
         float sums[ROWS], before[ROWS], now[ROWS];
-        score(head.keys + size_t(first) * quads * 4, here.q.get(), quads, here.scores, greatest);
-        if (first + KEYS > tokens)
+        const int count = std::min(KEYS, (tokens - first + 63) / 64 * 64);
+        score(head.keys + size_t(first) * quads * 4, count, here.q.get(), quads, here.scores, greatest);
+        if (first + count > tokens)
             for (int r = 0; r < ROWS; ++r) {
                 int32_t *begin = here.scores + r * KEYS, *end = begin + tokens - first;
                 greatest[r] = *std::max_element(begin, end);
-                std::fill(end, begin + KEYS, greatest[r] - ABSENT);
+                std::fill(end, begin + count, greatest[r] - ABSENT);
             }
-        weigh(here.scores, greatest, unit, here.weights, sums);
-        if (first + KEYS > tokens)
-            for (int r = 0; r < ROWS; ++r) {
-                for (int g = tokens - first; g < KEYS; ++g) sums[r] -= here.weights[r * KEYS + g];
-                std::memset(here.weights + r * KEYS + tokens - first, 0, KEYS - (tokens - first));
-            }
+        weigh(here.scores, count, greatest, unit, here.weights, sums);
         for (int r = 0; r < ROWS; ++r) {
             float most = greatest[r] * unit[r], higher = std::max(top[r], most);
-            before[r] = std::exp2(top[r] - higher);
-            now[r] = std::exp2(most - higher);
+            before[r] = top[r] == higher ? 1 : std::exp2(top[r] - higher);
+            now[r] = most == higher ? 1 : std::exp2(most - higher);
             total[r] = total[r] * before[r] + sums[r] * now[r];
             top[r] = higher;
         }
@@ -253,15 +253,18 @@ void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int 
             const int8_t* some = values + n * 64;
             float* place = here.out.get() + n * 16;
             switch (std::min(3, vectors - n)) {
-                case 3: mix<3>(here.weights, some, vectors, before, now, place, width); break;
-                case 2: mix<2>(here.weights, some, vectors, before, now, place, width); break;
-                default: mix<1>(here.weights, some, vectors, before, now, place, width);
+                case 3: mix<3>(here.weights, count, some, vectors, before, now, place, width); break;
+                case 2: mix<2>(here.weights, count, some, vectors, before, now, place, width); break;
+                default: mix<1>(here.weights, count, some, vectors, before, now, place, width);
             }
         }
     }
     for (int r = 0; r < rows; ++r)
-        for (int d = 0; d < features; ++d)
-            out[r * out_token + d] = here.out[r * width + d] * head.value_scale[d] / total[r];
+        for (int d = 0; d < features; d += 16) {
+            const __m512 by = _mm512_mul_ps(_mm512_load_ps(head.value_scale + d), _mm512_set1_ps(1 / total[r]));
+            const __m512 x = _mm512_mul_ps(_mm512_load_ps(here.out.get() + r * width + d), by);
+            _mm512_mask_storeu_ps(out + r * out_token + d, lanes(features - d), x);
+        }
 }
 
 }  // namespace

@@ -59,7 +59,8 @@ def _flags() -> str:
 
 def _built(compiler: str) -> Path:
     sources = sorted(SOURCES.glob("*.cpp"))
-    told = [compiler, *FLAGS, _flags(), torch.__version__, *(s.read_text(encoding="utf-8") for s in sources)]
+    texts = (path.read_text(encoding="utf-8") for path in (*sorted(SOURCES.glob("*.h")), *sources))
+    told = [compiler, *FLAGS, _flags(), torch.__version__, *texts]
     folder = Path.home() / ".cache" / "sfumato" / "kernels"
     target = folder / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:24]}.so"
     if target.exists():

@@ -1,12 +1,18 @@
 """Layers that compute in 8 bits, in place of torch's own.
 
-They keep oneDNN's form of the weights alone, a quarter of float32; those of `packed.py` keep what a file holds too.
+They keep one form of the weights alone, a quarter of float32; those of `packed.py` keep what a file holds too. Where
+the kernels in C++ run (`fused.py`) an input has a scale per row, or per picture before a window; else oneDNN's
+(`int8.py`) take a scale per picture.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
+from ..native.around import PLAIN, After, Norm, available
+from .fused import MOST_INPUTS, POINTWISE, Matrix, stored_pictures, stored_rows
 from .int8 import PackedConv, PackedLinear, geometry_of, weight_of
 from .packed import packable
 
@@ -17,12 +23,21 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.product = PackedLinear(
-            weight_of(layer.weight), None if layer.bias is None else layer.bias.detach()
-        )
+        weight, bias = weight_of(layer.weight), None if layer.bias is None else layer.bias.detach()
+        fits = available() is None and self.in_features <= MOST_INPUTS
+        self.product: Matrix | PackedLinear = Matrix(weight, bias) if fits else PackedLinear(weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
+        if isinstance(self.product, PackedLinear):
+            return self.product(x)
+        return self.after(x)
+
+    def after(self, x: Tensor, after: After = PLAIN) -> Tensor:
+        """With something done to the product; only with a `Matrix`."""
+        if after.residual is not None:
+            after = after._replace(residual=after.residual.reshape(-1, 1, 1, self.out_features))
+        out = cast("Matrix", self.product)(stored_rows(x.reshape(-1, self.in_features)), after=after)
+        return out.view(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -34,14 +49,35 @@ class Int8Conv2d(nn.Module):
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        bias = None if layer.bias is None else layer.bias.detach()
-        self.product = PackedConv(weight_of(layer.weight), bias, geometry_of(layer))
+        self.geometry = geometry_of(layer)
+        weight, bias = weight_of(layer.weight), None if layer.bias is None else layer.bias.detach()
+        fits = available() is None and self.geometry.groups == 1
+        fits = fits and weight.stored[0].numel() <= MOST_INPUTS
+        self.product: Matrix | PackedConv = (
+            Matrix(weight, bias) if fits else PackedConv(weight, bias, self.geometry)
+        )
+        self.pointwise = fits and weight.stored.shape[2:] == (1, 1) and self.geometry == POINTWISE
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
+        if isinstance(self.product, PackedConv):
+            return self.product(x)
+        return self.after(x)
+
+    def after(self, x: Tensor, after: After = PLAIN, norm: Norm | None = None, times: int = 1) -> Tensor:
+        """With a norm and a repetition of the pixels before, and something after; only with a `Matrix`."""
+        product = cast("Matrix", self.product)
+        if self.pointwise and norm is None and times == 1:
+            pixels = x.permute(0, 2, 3, 1).contiguous()
+            if after.residual is not None:
+                after = after._replace(residual=after.residual.reshape(-1, 1, 1, self.out_channels))
+            out = product(stored_rows(pixels.view(-1, self.in_channels)), after=after)
+            return out.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+        return product(stored_pictures(x, self.geometry.padding, norm, times), self.geometry, after).permute(
+            0, 3, 1, 2
+        )
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, {self.product.geometry}"
+        return f"{self.in_channels}, {self.out_channels}, {self.geometry}"
 
 
 def int8(layer: nn.Module) -> nn.Module | None:

@@ -22,7 +22,11 @@ DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "starlette": "fastapi"}
 """Import name -> name to install, where they differ."""
 OF_AN_EXTRA = {"app/server": "serve"}
 """Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
-DATA = ("assets/models", "pipelines/doors/configs", "kernels/native/attention.cpp", "py.typed")
+KERNELS = tuple(
+    f"kernels/native/{name}"
+    for name in ("attention.cpp", "norms.h", "products.cpp", "roundings.cpp", "vectors.h", "winograd.cpp")
+)
+DATA = ("assets/models", "pipelines/doors/configs", *KERNELS, "py.typed")
 """What the wheel carries beside code."""
 
 

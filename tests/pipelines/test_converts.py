@@ -9,9 +9,12 @@ import pytest
 import tiny_models
 import torch
 from agreement import relative
+from diffusers.models.attention_processor import AttnProcessor2_0
+from sfumato.kernels.native.around import available as lacking
 from sfumato.kernels.quant.int8 import available
 from sfumato.kernels.quant.layers import Int8Conv2d, Int8Linear
 from sfumato.kernels.winograd import WinogradConv2d
+from sfumato.pipelines.converts import _around
 from sfumato.pipelines.converts.int8 import Int8
 from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.guidance.cfg import Cfg
@@ -73,3 +76,39 @@ def test_refused(convert: Any, tmp_path: Path) -> None:
     for wrong in (lambda: Int8(smallest=-1), lambda: Winograd(0)):
         with pytest.raises(ValueError, match="or more, got"):
             wrong()
+
+
+@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+@pytest.mark.parametrize("convert", [Int8(smallest=64), Winograd(8)])
+def test_blocks_go_the_shorter_way_and_compute_the_same(convert: Any, tmp_path: Path) -> None:
+    """Each block that was given another class against the class that it had, over the same layers."""
+    net = open_model(tiny_models.stable_diffusion(tmp_path / "sd")).denoise.net
+    convert(net)
+    torch.manual_seed(0)
+    x, t, text = (
+        torch.randn(2, 4, 16, 16),
+        torch.tensor([500, 20]),
+        torch.randn(2, 7, net.config.cross_attention_dim),
+    )
+    ours = net(x, t, text, return_dict=False)[0]
+    shorter = [m for m in net.modules() if type(m).__module__ == _around.__name__]
+    names = {type(m).__name__ for m in shorter}
+    assert {"Residual", "Repeated"} <= names
+    assert ({"GatedGEGLU", "Feeding", "Straight"} <= names) == isinstance(convert, Int8)
+    for module in shorter:
+        module.__class__ = next(c for c in type(module).__mro__ if c.__module__.startswith("diffusers."))
+    net.set_attn_processor(AttnProcessor2_0())
+    longer = net(x, t, text, return_dict=False)[0]
+    # rounding to 8 bits sees sums in another order
+    assert relative(ours, longer) < (0.02 if isinstance(convert, Int8) else 1e-5)
+
+
+@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+def test_winograd_of_a_decoder(tmp_path: Path) -> None:
+    model = open_model(tiny_models.stable_diffusion(tmp_path / "sd"))
+    z = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        plain = model.codec.vae.decoder(z)
+        Winograd(4)(model.codec.vae)
+        assert "Residual" in {type(m).__name__ for m in model.codec.vae.decoder.modules()}
+        assert relative(model.codec.vae.decoder(z), plain) < 1e-4

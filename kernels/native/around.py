@@ -1,0 +1,116 @@
+"""What is computed together with a convolution or linear layer in C++: the norm and gate before it, what comes after.
+
+Beside the settings stand their references in plain torch, and what every call into C++ needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .library import library
+
+Gate = Literal["none", "silu", "gelu", "gelu_tanh"]
+GATES: tuple[Gate, ...] = ("none", "silu", "gelu", "gelu_tanh")
+
+
+def available() -> str | None:
+    """None where the kernels run; else what is lacking."""
+    return library().lacking or None
+
+
+class Norm(NamedTuple):
+    """A group norm and the gate after it, before a convolution."""
+
+    groups: int
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    gate: Literal["none", "silu"] = "silu"
+
+
+class After(NamedTuple):
+    """What is done to a product: + shift [B,O], the gate, + residual (as the output), times factor.
+
+    `halves`: the second half of the outputs goes through the gate and multiplies the first (GEGLU, arXiv:2002.05202).
+    """
+
+    gate: Gate = "none"
+    halves: bool = False
+    shift: Tensor | None = None
+    residual: Tensor | None = None
+    factor: float = 1.0
+
+
+PLAIN = After()
+NORM_FIELDS = (
+    ("groups", ctypes.c_int64),
+    ("norm_weight", ctypes.c_void_p),
+    ("norm_bias", ctypes.c_void_p),
+    ("eps", ctypes.c_float),
+    ("gate_before", ctypes.c_int32),
+)
+"""As `Norm` of norms.h."""
+
+
+def norm_fields(norm: Norm | None) -> tuple[int, int | None, int | None, float, int]:
+    if norm is None:
+        return 0, None, None, 0.0, 0
+    return norm.groups, at(norm.weight), at(norm.bias), norm.eps, GATES.index(norm.gate)
+
+
+def checked(after: After, out: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+    """The shift [B,O] and the residual (as out [B,...,O]), in one piece."""
+    shift, residual = (None if t is None else t.contiguous() for t in (after.shift, after.residual))
+    if residual is not None and list(residual.shape) != list(out):
+        raise ValueError(f"residual must be {list(out)}, got {list(residual.shape)}")
+    if shift is not None and list(shift.shape) != [out[0], out[-1]]:
+        raise ValueError(f"shift must be [{out[0]},{out[-1]}], got {list(shift.shape)}")
+    return shift, residual
+
+
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    """Reference of the norm and its gate: x [B,C,H,W]."""
+    return _gated(F.group_norm(x, norm.groups, norm.weight, norm.bias, norm.eps), norm.gate)
+
+
+def finished(y: Tensor, after: After) -> Tensor:
+    """Reference of what comes after a product [B,O,...]; the residual is as the output."""
+    if after.halves:
+        y, second = y.chunk(2, 1)
+        y = y * _gated(second, after.gate)
+    else:
+        shift = 0 if after.shift is None else after.shift.view(*after.shift.shape, *[1] * (y.ndim - 2))
+        y = _gated(y + shift, after.gate)
+    return (y if after.residual is None else y + after.residual) * after.factor
+
+
+@cache
+def functions() -> ctypes.CDLL:
+    found = library().functions
+    assert found is not None, library().lacking
+    pointer, count, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    found.sfumato_round_rows.argtypes = (pointer, *[count] * 4, pointer, pointer, pointer, threads)
+    found.sfumato_pack_weight.argtypes = (pointer, *[count] * 3, pointer, pointer)
+    found.sfumato_pack_weight.restype = None
+    return found
+
+
+def at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def done(failed: int) -> None:
+    if failed:
+        raise MemoryError("a layer found no memory for what it holds between its stages")
+
+
+def _gated(x: Tensor, gate: Gate) -> Tensor:
+    if gate == "silu":
+        return F.silu(x)
+    return x if gate == "none" else F.gelu(x, approximate="tanh" if gate == "gelu_tanh" else "none")

@@ -1,0 +1,95 @@
+// Floats to 8 bits: rows with a scale each, pictures with a scale each, and group norm with its gate on the way.
+//
+// Reference: kernels/quant/fused.py.
+
+#include <cstring>
+
+#include "norms.h"
+
+namespace {
+
+void store(const float* x, int64_t count, const Step& step, uint8_t* out) {
+    const __m512 factor = _mm512_set1_ps(step.factor);
+    const __m512i zero = _mm512_set1_epi32(step.zero);
+    for (int64_t i = 0; i < count; i += 16) {
+        const __mmask16 here = lanes(count - i);
+        _mm_mask_storeu_epi8(out + i, here, stored(_mm512_maskz_loadu_ps(here, x + i), factor, zero));
+    }
+}
+
+}  // namespace
+
+// x [rows][features] -> out [rows][padded]; what pads is zero.
+extern "C" void sfumato_round_rows(const float* x, int64_t rows, int64_t features, int64_t stride, int64_t padded,
+                                   uint8_t* out, float* scale, int32_t* zero, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t m = 0; m < rows; ++m) {
+        const float* row = x + m * stride;
+        Range range;
+        for (int64_t i = 0; i < features; i += 16) {
+            const __mmask16 here = lanes(features - i);
+            range.see(_mm512_maskz_loadu_ps(here, row + i), here);
+        }
+        const Step step = range.step();
+        scale[m] = step.scale, zero[m] = step.zero;
+        store(row, features, step, out + m * padded);
+        std::memset(out + m * padded + features, 0, padded - features);
+    }
+}
+
+struct Pictures {
+    const float* x;       // [pictures][height][width][channels]
+    uint8_t* out;         // [pictures][height * times + 2 pad_y][width * times + 2 pad_x][padded]
+    float* scale;         // [pictures]
+    int32_t* zero;
+    int64_t pictures, height, width, channels, padded, pad_y, pad_x;
+    int64_t times;        // each pixel becomes so many by so many
+    Norm norm;
+    int32_t threads;
+};
+
+// Returns 0, or 1 without memory.
+extern "C" int sfumato_round_pictures(const Pictures* given) {
+    const Pictures& p = *given;
+    const int64_t wide = p.width * p.times + 2 * p.pad_x, high = p.height * p.times + 2 * p.pad_y, channels = p.channels;
+    Known known(p.pictures, p.height * p.width, channels);
+    if (!known.whole()) return 1;
+#pragma omp parallel num_threads(p.threads)
+    {
+        known.learn(p.x, p.norm);
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t n = 0; n < p.pictures; ++n)
+            for (int64_t y = 0; y < high; ++y) {
+                uint8_t* row = p.out + (n * high + y) * wide * p.padded;
+                const Step& step = known.steps[n];
+                if (y == 0) p.scale[n] = step.scale, p.zero[n] = step.zero;
+                const int64_t from = y - p.pad_y;
+                if (from < 0 || from >= p.height * p.times) {
+                    std::memset(row, step.zero, size_t(wide) * p.padded);
+                    continue;
+                }
+                if (from % p.times) continue;  // a copy of the row above, made below
+                const float *factor = known.factors.get() + n * channels, *addend = known.addends.get() + n * channels;
+                const __m512 by = _mm512_set1_ps(step.factor);
+                const __m512i zero = _mm512_set1_epi32(step.zero);
+                std::memset(row, step.zero, size_t(p.pad_x) * p.padded);
+                uint8_t* place = row + p.pad_x * p.padded;
+                for (int64_t column = 0; column < p.width; ++column) {
+                    const float* pixel = p.x + ((n * p.height + from / p.times) * p.width + column) * channels;
+                    for (int64_t c = 0; c < channels; c += 16) {
+                        const __mmask16 here = lanes(channels - c);
+                        const __m512 x = _mm512_maskz_loadu_ps(here, pixel + c);
+                        const __m512 v = normed(p.norm, x, factor + c, addend + c, here);
+                        _mm_mask_storeu_epi8(place + c, here, stored(v, by, zero));
+                    }
+                    std::memset(place + channels, 0, p.padded - channels);
+                    for (int64_t copy = 1; copy < p.times; ++copy) std::memcpy(place + copy * p.padded, place, p.padded);
+                    place += p.times * p.padded;
+                }
+                std::memset(place, step.zero, size_t(p.pad_x) * p.padded);
+                for (int64_t copy = 1; copy < p.times; ++copy)
+                    std::memcpy(row + copy * wide * p.padded, row, size_t(wide) * p.padded);
+            }
+    }
+    return 0;
+}

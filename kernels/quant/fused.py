@@ -1,0 +1,158 @@
+"""Products in 8 bits with what stands around them, in C++: rounding, norm and gate before; bias, gate, sum after.
+
+Weights are symmetric with one scale per output channel. Activations are unsigned with a scale and a zero of their own:
+per row in a linear layer, per picture in a convolution; so a picture comes out the same in any batch. Sums are exact in
+32 bits. Beside torch's own 8-bit kernels (`int8.py`) an activation is read once instead of four times.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..native.around import (
+    GATES,
+    NORM_FIELDS,
+    PLAIN,
+    After,
+    Norm,
+    at,
+    checked,
+    done,
+    finished,
+    functions,
+    norm_fields,
+)
+from .int8 import Geometry, Weight, restored, rounded
+
+MOST_INPUTS = 65_000
+"""Inputs of one sum, over all taps: more could leave 32 bits."""
+
+
+class Stored(NamedTuple):
+    """Pictures [B,H,W,I] in 8 bits with their padding, I a multiple of 4; real = scale [B] * (pixels - zero [B])."""
+
+    pixels: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+class _Pictures(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "out", "scale", "zero")),
+        *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "channels", "padded")),
+        *((name, ctypes.c_int64) for name in ("pad_y", "pad_x", "times")),
+        *NORM_FIELDS,
+        ("threads", ctypes.c_int32),
+    )
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_scale", "bias", "weight_sum")),
+        *((name, ctypes.c_void_p) for name in ("scale", "zero", "shift", "residual", "out")),
+        *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "inputs", "outputs")),
+        *((name, ctypes.c_int64) for name in ("out_height", "out_width", "taps_y", "taps_x")),
+        *((name, ctypes.c_int64) for name in ("stride_y", "stride_x", "dilation_y", "dilation_x")),
+        *((name, ctypes.c_int64) for name in ("gate", "halves")),
+        ("factor", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    )
+
+
+POINTWISE = Geometry((1, 1), (0, 0), (1, 1), 1)
+
+
+def stored_rows(x: Tensor) -> Stored:
+    """x [M,I] float32 -> [M,1,1,I] with a scale per row."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows, features = x.shape
+    padded = -(-features // 4) * 4
+    out = Stored(
+        torch.empty(rows, 1, 1, padded, dtype=torch.uint8),
+        torch.empty(rows),
+        torch.empty(rows, dtype=torch.int32),
+    )
+    functions().sfumato_round_rows(
+        *(at(x), rows, features, x.stride(0), padded),
+        *(at(out.pixels), at(out.scale), at(out.zero), torch.get_num_threads()),
+    )
+    return out
+
+
+def stored_pictures(x: Tensor, padding: tuple[int, int], norm: Norm | None = None, times: int = 1) -> Stored:
+    """x [B,I,H,W] float32 -> [B,H',W',I] with a scale per picture, after the norm; each pixel `times` by `times`."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    pictures, channels, height, width = x.shape
+    padded = -(-channels // 4) * 4
+    size = (height * times + 2 * padding[0], width * times + 2 * padding[1])
+    out = Stored(
+        torch.empty(pictures, *size, padded, dtype=torch.uint8),
+        torch.empty(pictures),
+        torch.empty(pictures, dtype=torch.int32),
+    )
+    given = _Pictures(
+        *(at(t) for t in (x, out.pixels, out.scale, out.zero)),
+        *(pictures, height, width, channels, padded, *padding, times),
+        *norm_fields(norm),
+        torch.get_num_threads(),
+    )
+    done(functions().sfumato_round_pictures(ctypes.byref(given)))
+    return out
+
+
+class Matrix:
+    """A weight [O,I,kh,kw] or [O,I] and its bias [O] in the order in which the kernel reads them."""
+
+    def __init__(self, weight: Weight, bias: Tensor | None) -> None:
+        stored = weight.stored.contiguous()
+        self.outputs, self.inputs = stored.shape[:2]
+        self.taps = (stored.shape[2], stored.shape[3]) if stored.ndim == 4 else (1, 1)
+        count = self.taps[0] * self.taps[1]
+        if self.inputs * count > MOST_INPUTS:
+            raise ValueError(f"a sum of {self.inputs * count} products, more than {MOST_INPUTS}")
+        self.scale = weight.scale.float().contiguous()
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.packed = torch.empty(
+            -(-self.outputs // 16) * count * -(-self.inputs // 4) * 64, dtype=torch.int8
+        )
+        self.sums = torch.empty(self.outputs, dtype=torch.int32)
+        functions().sfumato_pack_weight(
+            *(at(stored), self.outputs, self.inputs, count, at(self.packed), at(self.sums))
+        )
+
+    def __call__(
+        self, x: Stored, geometry: Geometry = POINTWISE, after: After = PLAIN, out: Tensor | None = None
+    ) -> Tensor:
+        """-> [B,h,w,O] float32 (in `out`), or half the O with `after.halves`. The padding is in x already."""
+        pictures, height, width, inputs = x.pixels.shape
+        (sy, sx), (dy, dx), (ky, kx) = geometry.stride, geometry.dilation, self.taps
+        size = ((height - dy * (ky - 1) - 1) // sy + 1, (width - dx * (kx - 1) - 1) // sx + 1)
+        wanted = [pictures, *size, self.outputs // 2 if after.halves else self.outputs]
+        out = torch.empty(wanted) if out is None else out.view(wanted)
+        shift, residual = checked(after, wanted)
+        given = _Product(
+            *(at(t) for t in (x.pixels, self.packed, self.scale, self.bias, self.sums)),
+            *(at(t) for t in (x.scale, x.zero, shift, residual, out)),
+            *(pictures, height, width, inputs, self.outputs, *size, ky, kx, sy, sx, dy, dx),
+            *(GATES.index(after.gate), int(after.halves), after.factor, torch.get_num_threads()),
+        )
+        done(functions().sfumato_product_int8(ctypes.byref(given)))
+        return out
+
+
+def product(
+    x: Tensor, weight: Weight, bias: Tensor | None, geometry: Geometry, after: After = PLAIN
+) -> Tensor:
+    """Reference of a convolution: x [B,I,H,W] -> [B,O,h,w]; shift [B,O], residual [B,O,h,w]."""
+    y = F.conv2d(rounded(x), restored(weight), bias, *geometry)
+    return finished(y, after)
+
+
+def rows_product(x: Tensor, weight: Weight, bias: Tensor | None, after: After = PLAIN) -> Tensor:
+    """Reference of a linear layer: x [M,I] -> [M,O]."""
+    return finished(F.linear(rounded(x), restored(weight), bias), after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections import deque
@@ -23,6 +24,8 @@ STRIKES = 3
 """Deaths of actors over the same work after which it has failed."""
 LOOK = 0.5
 """Seconds between two looks at whether to stop."""
+KNOCK = 10.0
+"""Seconds for a cluster to answer at its address."""
 PATIENCE = 60.0
 """Seconds without any node on which an actor could live, after which the batch gives up."""
 
@@ -83,6 +86,8 @@ def connected(address: str | None, console: Console) -> Iterator[Console]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    if address:
+        answers(address)
     out = sys.stdout
     with redirect_stdout(sys.stderr):
         try:
@@ -97,6 +102,18 @@ def connected(address: str | None, console: Console) -> Iterator[Console]:
             yield replace(console, out=out)
         finally:
             ray.shutdown()
+
+
+def answers(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would go on asking for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto" or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
+    except (OSError, OverflowError) as error:
+        reason = f"{error.strerror or error}" if isinstance(error, OSError) else "no such port"
+        raise Failure(f"address: {address!r}: no Ray cluster answers there ({reason})") from error
 
 
 def devices_there(share: int = 0) -> list[Device]:

@@ -76,7 +76,7 @@ def working(name: str) -> list[psutil.Process]:
 
 
 def test_a_batch_gives_the_pictures_of_the_local_run_though_a_worker_is_killed(cluster, rows, sfumato):
-    asked = [{"seed": seed, "prompt": f"a cube {seed % 3}", "steps": 40} for seed in range(12)]
+    asked = [{"seed": seed, "prompt": f"a cube {seed % 3}", "steps": 40} for seed in range(24)]
     options = ("batch", "run", rows(*asked), "--per-batch", "2", "--json", "-o")
     local = sfumato(*options, "here")
     assert local.code == 0, local.err
@@ -93,15 +93,14 @@ def test_a_batch_gives_the_pictures_of_the_local_run_though_a_worker_is_killed(c
     said = sfumato(*options, "made", "--engine", "ray", "--address", cluster)
     killer.join(1)
     assert killed and said.code == 0, said.err
-    assert (said.data["made"], said.data["failed"]) == (12, 0)
+    assert (said.data["made"], said.data["failed"]) == (24, 0)
     assert "is lost" in said.err and "its work goes to another" in said.err
     assert pictures("made") == pictures("here")
-    assert len({line["worker"] for line in lines("made")}) >= 2
     keys = {"row", "id", "image", "state", "files", "seed", "group", "together", "request"}
     assert [{k: line[k] for k in keys} for line in sorted(lines("made"), key=lambda line: line["row"])] == [
         {k: line[k] for k in keys} for line in sorted(lines("here"), key=lambda line: line["row"])
     ]
-    assert sfumato(*options, "made", "--engine", "ray", "--address", cluster).data["done_before"] == 12
+    assert sfumato(*options, "made", "--engine", "ray", "--address", cluster).data["done_before"] == 24
 
 
 def test_bad_rows_are_refused_by_a_worker_too(cluster, rows, sfumato):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,19 +17,30 @@ from ..pipelines.text_to_image import TextToImage
 from . import reuse
 from .builder import build, find
 from .chosen import Technique
+from .converting import check_converts, converted
 from .faults import refuse
 from .pictures import own_size
+from .planning import GB, Estimate, before_opening
 from .registry import locate
 from .requests import SamplingRequest, settled
+from .room import room
 from .shelf import Shelf
+from .weighing import Weights, weigh
 
 R = TypeVar("R", bound=SamplingRequest)
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+class Opened(NamedTuple, Generic[R]):
+    model: Model
+    request: R
+    """With `offload` where the weights alone are too much."""
+    weights: Weights
+    lightened: bool
+    """Whether `offload` was decided here."""
 
 
-def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
-    """The model on its device, and the request with device and dtype settled. `device` is what `auto` means."""
+def on_device(request: R, device: str = "auto") -> R:
+    """The request with device and dtype settled. `device` is what `auto` means."""
     device = device if request.device == "auto" else request.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,6 +51,13 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
     dtype = request.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    return request.model_copy(update={"device": device, "dtype": dtype})
+
+
+def open_for(request: R, shelf: Shelf) -> Opened[R]:
+    """The model on the request's device, with its converts done."""
+    converts = tuple(t for t in request.techniques if find(t, None, "techniques").kind == "convert")
+    check_converts(converts)
     if request.model == "still-life" and not builtin_names():
         raise refuse(
             "model", "still-life", "is not installed; `sfumato train builtin still-life`, or --model FOLDER"
@@ -51,14 +69,21 @@ def open_for(request: R, shelf: Shelf, device: str = "auto") -> tuple[Model, R]:
     places += [] if beside is None else [find_model(beside, "parts")]
     places += [find_bridge(request.bridge)] if request.bridge else []
 
-    def make() -> Model:
-        opened = open_model(place.place, dtype=getattr(torch, dtype), device=device, parts=beside)
-        if not request.bridge:
-            return opened
-        return with_bridge(opened, open_bridge(request.bridge, dtype=getattr(torch, dtype), device=device))
+    dtype, device = getattr(torch, request.dtype), request.device
+    weights, now = weigh(places, request.dtype), room(device)
+    asked, request = request, before_opening(request, weights, now)
+    # weights are converted in memory, and offloaded after (`easing.place`)
+    held = 0 if converts else int((request.offload or 0.0) * GB)
 
-    model = shelf.take((place.place, beside, request.bridge, dtype, device), tuple(places), make)
-    return model, request.model_copy(update={"device": device, "dtype": dtype})
+    def make() -> Model:
+        opened: Model = open_model(place.place, dtype=dtype, device=device, parts=beside, offload=held)
+        if request.bridge:
+            opened = with_bridge(opened, open_bridge(request.bridge, dtype=dtype, device=device))
+        return converted(opened, converts)
+
+    key = (place.place, beside, request.bridge, request.dtype, device, held, tuple(str(t) for t in converts))
+    model = shelf.take(key, tuple(places), make)
+    return Opened(model, request, weights, request.offload != asked.offload)
 
 
 def resolve(request: R, model: Model) -> R:
@@ -99,6 +124,8 @@ def assemble(request: SamplingRequest, model: Model) -> TextToImage:
     places: dict[str, list[Any]] = {"guidance": [], "wrap": [], "patch": []}
     for technique in request.techniques:
         entry = find(technique, None, "techniques")
+        if entry.kind == "convert":
+            continue  # done as the model was opened
         if entry.kind not in places:
             raise refuse("techniques", technique.id, f"is a {entry.kind}; {_elsewhere(entry.kind)}")
         if entry.tasks and request.medium not in entry.tasks:
@@ -176,26 +203,17 @@ def machine(request: SamplingRequest) -> dict[str, Any]:
     return {"device": request.device, "name": name, "threads": torch.get_num_threads()}
 
 
-def plan(request: SamplingRequest, model: Model) -> dict[str, Any]:
-    """What the run will do and need, as far as is known before it starts; seconds are not, so null."""
+def plan(request: SamplingRequest, model: Model, found: Estimate) -> dict[str, Any]:
+    """What the run will do, and what it will need on this machine."""
     info = model.info()
-    parameters = sum(info["parameters"].values())
-    assert request.width is not None and request.height is not None and request.steps is not None
-    latent = 1
-    for axis in model.latent_shape(request.width, request.height):
-        latent *= axis
-    weights = parameters * BYTES[request.dtype]
-    images = min(request.batch, request.count)
     return {
         "model": info["name"],
         "family": info["family"],
         "size": f"{request.width}x{request.height}",
         "steps": request.steps,
         "images": request.count,
-        "evaluations": request.steps * request.count,
-        "seconds": None,
-        "weights_bytes": weights,
-        "peak_bytes_at_least": weights + 4 * images * (8 * latent + 3 * request.width * request.height),
+        "evaluations": (request.steps or 0) * request.count,
+        **found.plain(),
         "settings": {t.id: t.settings for t in request.techniques},
     }
 

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -86,6 +87,7 @@ def with_console(function: Callable[..., Any], *, group: bool = False) -> Callab
         if group and ctx.invoked_subcommand is not None:
             ctx.obj = console
             return
+        console.listen()
         code = function(console=console, **given)
         if code:
             raise typer.Exit(code)
@@ -158,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Expected faults are one sentence on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # compiled blocks are kept where the machine's other kernels lie, not in its folder for temporary files
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "sfumato" / "compiled"))
     try:
         result = typer.main.get_command(app).main(args=arguments, prog_name="sfumato", standalone_mode=False)
         return result if isinstance(result, int) else 0

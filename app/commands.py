@@ -13,6 +13,7 @@ from .batch_commands import BATCH
 from .console import Console, table
 from .faults import unknown
 from .job_commands import JOBS
+from .linear_commands import train_linfusion
 from .model_commands import MODELS
 from .output import ensure_folder
 from .requests import REQUESTS
@@ -179,6 +180,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "schema": schema,
     "train builtin": train_builtin,
     "train harmonica": train_harmonica,
+    "train linfusion": train_linfusion,
     "train reuse": train_reuse,
     **MODELS,
     **JOBS,

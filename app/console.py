@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,12 @@ class Console:
         if self.verbose:
             print(text, file=sys.stderr, flush=True)
 
+    def listen(self) -> None:
+        """Say what the package logs: which kernel was taken, what could not be used. Warnings alone if `quiet`."""
+        log = logging.getLogger("sfumato")
+        log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Heard)] + [_Heard()]
+        log.setLevel(logging.WARNING if self.quiet else logging.INFO)
+
     @contextmanager
     def progress(self, label: str) -> Iterator[Step]:
         """A bar with step and time left on a terminal; nothing elsewhere."""
@@ -55,6 +62,13 @@ class Console:
                 bar.update(task, completed=done, total=total)
 
             yield step
+
+
+class _Heard(logging.Handler):
+    """A line on stderr, as it is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage())
 
 
 def _silent(done: int, total: int) -> None:

@@ -36,6 +36,8 @@ EXTRAS = {
     "gguf": ("gguf", "opening GGUF files"),
     "triton": ("gpu", "the fused GPU kernels; plain torch is used without it"),
     "xformers": ("xformers", "one more attention backend; torch's own is used without it"),
+    "flash_attn": ("flash", "one more attention backend, for CUDA"),
+    "sageattention": ("sage", "attention in 8 bits, for CUDA"),
 }
 
 

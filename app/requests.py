@@ -138,6 +138,12 @@ class SamplingRequest(Request):
         ge=0,
         le=1,
     )
+    optimize: Literal["off", "exact", "balanced", "fast", "small"] = field(
+        "off",
+        "how to run the networks here: exact loses nothing, balanced computes in 8 bits, fast reuses steps too, small "
+        "holds weights in 4 bits",
+        group="advanced",
+    )
     loras: tuple[LoraChoice, ...] = field(
         (), "LoRA, a file or a name in --lora-folder; repeat for more", group="advanced", flags=("--lora",)
     )
@@ -199,6 +205,27 @@ class SamplingRequest(Request):
         group="advanced",
         ge=1,
         le=1000,
+    )
+    memory: float | None = field(
+        None,
+        "most memory to take, program and weights included; what is free if not given. The run is planned to fit",
+        unit="GB",
+        group="advanced",
+        ge=0.001,
+        le=100000,
+    )
+    offload: float | None = field(
+        None,
+        "weights held at once, the others are read from their files as needed; 0 holds all, planned if not given",
+        unit="GB",
+        group="advanced",
+        ge=0,
+        le=100000,
+    )
+    decode: Literal["auto", "whole", "stripes", "tiles"] = field(
+        "auto",
+        "how pictures leave the latents: whole; in stripes (same picture, half the memory); in blended tiles",
+        group="advanced",
     )
     device: str = field(
         "auto", "auto, cpu, cuda, cuda:1, mps or xpu; auto is a GPU if there is one", group="advanced"

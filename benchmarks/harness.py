@@ -114,11 +114,24 @@ def write(
     name: str, title: str, rows: Sequence[Row], about: Mapping[str, Any], folder: Path = RESULTS
 ) -> Path:
     """benchmarks/results/<name>.json, from which `make docs` writes the tables."""
-    given = ["FOLDER" if before == "--folder" else word for before, word in pairwise(["", *sys.argv[1:]])]
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
-    found = {"title": title, "command": command, "machine": dict(about), "rows": [asdict(r) for r in rows]}
+    found = {"title": title, "command": command(), "machine": dict(about), "rows": [asdict(r) for r in rows]}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def command() -> str:
+    """The command line, without the names of this machine's folders."""
+    given = ["FOLDER" if before == "--folder" else word for before, word in pairwise(["", *sys.argv[1:]])]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
+
+
+def effect(id: str, claim: str, measured: str, about: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """benchmarks/results/effects/<id>.json, from which the page of methods says what a technique does."""
+    path = folder / "effects" / f"{id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"claim": claim, "measured": measured, "command": command(), "machine": dict(about)}
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,17 @@ class Attend:
         """Whether every query sees every key, none dropped by chance."""
         hidden = self._settings.get("attn_mask") is not None or self._settings.get("is_causal", False)
         return not hidden and not self._settings.get("dropout_p")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is softmax(scale q k + bias) v and nothing else: not causal, none dropped by chance."""
+        return not self._settings.get("is_causal", False) and not self._settings.get("dropout_p")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Added to q k, or of booleans: True where a query sees a key."""
+        bias: Tensor | None = self._settings.get("attn_mask")
+        return bias
 
     @property
     def scale(self) -> float | None:
@@ -110,7 +122,7 @@ def calls(module: nn.Module, answer: Answer) -> Iterator[None]:
     def answered(*args: Any, **kwargs: Any) -> Any:
         return answer(named.bind(*args, **kwargs).arguments, lambda: forward(*args, **kwargs))
 
-    with swap(module, "forward", answered):
+    with swap(module, "forward", _uncompiled(answered)):
         yield
 
 
@@ -157,7 +169,18 @@ def _answered(module: nn.Module, index: int, name: str, compute: Compute) -> Cal
         with _Answer(layer, compute):
             return forward(*args, **kwargs)
 
-    return answered
+    return _uncompiled(answered)
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, kept out of compiled code, which would be compiled anew for each patch.
+
+    Without the compiler, whose import takes seconds, nothing can have been compiled.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    kept: Callable[..., Any] = torch.compiler.disable(function)
+    return kept
 
 
 class _Answer(TorchFunctionMode):

@@ -180,7 +180,7 @@ class RayEngine:
     def look(self, rows: Sequence[Asked], per_batch: int) -> list[Look | Fault]:
         """By one of the actors, which has then the first model open."""
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         strikes = 0
         while strikes < STRIKES:
@@ -192,6 +192,8 @@ class RayEngine:
             try:
                 found: list[Look | Fault] = ray.get(self.actors[device].look.remote(list(rows), per_batch))
                 return found
+            except RayTaskError as error:
+                raise Failure(f"a worker can't look at the rows: {_reason(error)}") from error
             except RayError as error:
                 self.bury(device, error)
                 strikes += 1
@@ -215,7 +217,7 @@ class RayEngine:
     def _collect(self) -> Iterator[Answer]:
         """What has come by now."""
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         if not self.hands:
             time.sleep(LOOK)
@@ -226,6 +228,12 @@ class RayEngine:
             name = self._names[device]
             try:
                 came = ray.get(answer)
+            except RayTaskError as error:  # the actor lives; what it was given can't be done
+                if group is None:
+                    raise Failure(f"a worker can't be started: {_reason(error)}") from error
+                why = f"a defect of sfumato: {_reason(error)}"
+                yield Answer(group, [Fault(unit, FAILED, why) for unit in group.units], name)
+                continue
             except RayError as error:
                 self.bury(device, error)
                 if group is not None and deaths + 1 >= STRIKES and len(group.units) == 1:
@@ -240,8 +248,7 @@ class RayEngine:
     def bury(self, device: Device, error: Exception) -> None:
         import ray
 
-        reason = " ".join(str(error).split())[:120]
-        self.say(f"the actor {self._names[device]} is lost ({reason}); its work goes to another")
+        self.say(f"the actor {self._names[device]} is lost ({_reason(error)}); its work goes to another")
         with suppress(ValueError):
             ray.kill(self.actors.pop(device))
 
@@ -258,6 +265,12 @@ class RayEngine:
             with suppress(ValueError):
                 ray.kill(actor)
         self.actors.clear()
+
+
+def _reason(error: Exception) -> str:
+    """What an error of Ray says last, which is what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:200]
 
 
 NOBODY = Device("", 0, 0)

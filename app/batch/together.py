@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from ...pipelines.loop import Cancelled, Control, Event
 from ...pipelines.protocols import Model
 from ...pipelines.remembered import Remembered
 from ...pipelines.stopping import Stopped
-from ..assembly import assemble, open_for, resolve, takes_embedded_guidance
-from ..generation import Batch, Run, built, decoded, prepare
+from ..assembly import assemble, resolve, takes_embedded_guidance
+from ..builder import find
+from ..converting import check_loras
+from ..easing import built, eased
+from ..faults import OutOfMemory
+from ..generation import Batch, Run, decoded, prepare
 from ..loras import Adapters, lora_file, put_on
 from ..metadata import encoder
+from ..optimize import opened
 from ..pictures import framed, show
+from ..planning import planned
 from ..requests import GenerateRequest
 from ..shelf import Shelf
 from ..words import Words, words_of
@@ -33,32 +39,40 @@ CHANGED = "changed"
 """Adapters are on the model, and nobody knows which."""
 
 
-def look(request: GenerateRequest, id: str, work: Collected, per_batch: int) -> Look:
+def look(request: GenerateRequest, id: str, kept: Kept, work: Collected, per_batch: int) -> Look:
     """All that `generation.prepare` would refuse, and what the plan needs to know."""
-    model, full = open_for(framed(request), work.shelf, work.device)
+    model, full, _, weights, lightened = opened(framed(request), work.shelf, work.device)
     full = resolve(full, model)
-    pipe, _ = built(lambda: show(assemble(full, model), full))
     words = words_of(full)
+    check_loras(full.techniques, words)
     for name in dict.fromkeys(lora.name for one in words for lora in one.loras):
         lora_file(name, full)
-    width, height = full.width or 1, full.height or 1
-    fits = request.batch if request.batch > 1 else max(1, min(MOST, ROOM // (width * height)))
+    fits = (
+        request.batch
+        if request.batch > 1
+        else max(1, min(MOST, ROOM // ((full.width or 1) * (full.height or 1))))
+    )
+    asked = full.model_copy(update={"batch": per_batch or fits, "count": per_batch or fits})
+    key = alike(asked, Words("", "")) + str(asked.batch)
+    if key not in kept.plans:
+        sized, _ = planned(asked, model, weights, lightened=lightened)
+        kept.plans[key] = {name: dict(sized)[name] for name in ("batch", "decode", "offload")}
+    full = full.model_copy(update=kept.plans[key])
+    pipe, _ = built(lambda: show(assemble(full, model), full))
+    converts = [str(one) for one in full.techniques if find(one, None, "techniques").kind == "convert"]
     own = model.defaults.guidance != 1 and not takes_embedded_guidance(model)
     return Look(
         id,
         model=(
-            full.model,
-            str(full.parts),
-            str(full.bridge),
-            full.dtype,
-            full.device,
+            *(full.model, str(full.parts), str(full.bridge), full.dtype, full.device),
+            *(str(full.offload), *converts),
             adapter_key(full, words),
         ),
         alike=tuple(alike(full, one) for one in words),
         words=tuple((one.prompt, one.negative, acting(one)) for one in words),
         guided=pipe.guidance is not None or own,
         steps=full.steps or 1,
-        most=per_batch or fits,
+        most=full.batch,
     )
 
 
@@ -91,6 +105,8 @@ class Kept:
     encoder: Remembered | None = None
     spent: int = 0
     """Encodings by encoders that are gone."""
+    plans: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What memory allows, by shape."""
     _weights: str = ""
 
     @property
@@ -147,22 +163,32 @@ def make_together(
     units: Sequence[Unit], asked: Mapping[str, GenerateRequest], kept: Kept, work: Collected
 ) -> list[Made]:
     """All of them, sampled at once."""
-    first = asked[units[0].row]
-    kept.clean(adapter_key(first, words_of(first)))
-    run = prepare(first, work, adapters_for=kept.put_on)
-    runs = {units[0].row: run}
-    for id, request in asked.items():
-        if id not in runs:
-            own = resolve(framed(_opened(request, run)), run.model)
-            runs[id] = replace(run, request=own, words=words_of(own))
+    first, count = asked[units[0].row], len(units)
+    words = words_of(first)
+    kept.clean(adapter_key(first, words))
+    whole = first.model_copy(update={"batch": count, "count": count})  # what memory is planned for
+    run = prepare(whole, work, words_for=lambda full: words, adapters_for=kept.put_on)
+    if run.request.batch < count:
+        raise OutOfMemory(f"there is no room for {count} pictures at once")
+    runs = {id: _own(run, request) for id, request in asked.items()}
     places = [Place(unit, runs[unit.row]) for unit in units]
+    if count == 1:
+        return [alone(places[0], kept, work)]
     batch = sample(places, kept, work)
-    return [finished(place, at, batch, len(places)) for at, place in enumerate(places)]
+    return [finished(place, at, batch, count) for at, place in enumerate(places)]
 
 
-def _opened(request: GenerateRequest, run: Run) -> GenerateRequest:
-    """With device and dtype settled as those of the run that opened the model."""
-    return request.model_copy(update={"device": run.request.device, "dtype": run.request.dtype})
+def _own(run: Run, request: GenerateRequest) -> Run:
+    """The run of one row: all that is settled for the batch, but its own words, seed and count."""
+    own = run.request.model_copy(update={name: dict(request)[name] for name in OWN})
+    return replace(run, request=own, words=words_of(own))
+
+
+def alone(place: Place, kept: Kept, work: Collected) -> Made:
+    """One picture, which goes on with less should memory run out."""
+    run, batch = eased(place.run, work, "sample", lambda run: sample([place._replace(run=run)], kept, work))
+    _, made = eased(run, work, "decode", lambda run: finished(place._replace(run=run), 0, batch, 1))
+    return made
 
 
 def sample(places: Sequence[Place], kept: Kept, work: Collected) -> Batch:

@@ -143,7 +143,7 @@ class Worker:
             if isinstance(request, GenerateRequest):
                 from .together import look
 
-                return look(request, row.id, self.work(), per_batch)
+                return look(request, row.id, self.kept, self.work(), per_batch)
             _check(request)
             return Look(row.id)
         except DEFECTS as error:

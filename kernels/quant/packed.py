@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import on_cuda
 from .activations import Activation
 from .formats import Format, size_of, spec_of
 from .int8 import PackedConv, PackedLinear, Weight, available, geometry_of
@@ -98,7 +99,7 @@ class _Packed(nn.Module):
         out = self.product(x if noise is None else x + _along(noise, axis, x))
         if shift is not None:
             out = out - shift.to(out.dtype)
-        if self.held("low_up") is not None:
+        if self.held("low_up") is not None and not (isinstance(self, nn.Linear) and on_cuda.fuses(self, x)):
             out = out + self.branch(x)
         if made is not None:
             out = torch.cat([out[..., :1, :] + made.to(out.dtype), out[..., 1:, :]], -2)
@@ -128,6 +129,8 @@ class QuantLinear(_Packed, nn.Linear):
         self._hold(layer, form, tensors, activation)
 
     def product(self, x: Tensor) -> Tensor:
+        if (out := on_cuda.product(self, x)) is not None:
+            return out
         scale = None if self.activation is None else self.activation.scale
         if self.in_8_bits(x):
             weight = None if self._product else self.wide()

@@ -26,7 +26,7 @@ from ._layers import replaced
 
 @dataclass(frozen=True)
 class Winograd:
-    slot: ClassVar[str] = "weights"
+    slot: ClassVar[str] = "convolutions"
 
     channels: int = 64
     """Fewest channels in and out; with fewer the maps cost more than they save. 1 and up."""

@@ -20,7 +20,7 @@ from packaging.version import Version
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "starlette": "fastapi"}
 """Import name -> name to install, where they differ."""
-OF_AN_EXTRA = {"app/server": "serve"}
+OF_AN_EXTRA = {"app/server": "serve", "kernels/triton": "gpu"}
 """Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
 KERNELS = tuple(
     f"kernels/native/{name}"

@@ -1,0 +1,58 @@
+"""The converts of a request, done once as its model is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ..pipelines.converts.winograd import Winograd
+from ..pipelines.errors import BadInput
+from ..pipelines.families._common import Checkpoint
+from ..pipelines.protocols import Model
+from .builder import build, find
+from .chosen import Technique
+from .faults import refuse
+from .words import Words
+
+FLOAT_ONLY = ("int8", "winograd")
+"""After these a LoRA finds no weights to act on."""
+
+
+def check_converts(converts: Iterable[Technique]) -> None:
+    """Before a model is opened: what can't be meant, and two for one slot."""
+    taken: dict[str, str] = {}
+    for technique in converts:
+        if find(technique, None, "techniques").id == "lora":
+            raise refuse("techniques", "lora", "is given as --lora here")
+        slot: str = build(technique).slot
+        if slot in taken:
+            raise refuse(
+                "techniques", f"{taken[slot]}, {technique.id}", f"both need the slot {slot!r}; drop one"
+            )
+        taken[slot] = technique.id
+
+
+def check_loras(techniques: Iterable[Technique], words: Iterable[Words]) -> None:
+    changed = [technique.id for technique in techniques if technique.id in FLOAT_ONLY]
+    if changed and any(one.loras for one in words):
+        raise refuse(
+            "techniques",
+            changed[0],
+            "changes the weights that LoRAs act on; drop it, or quantise the model (`sfumato models quantize`)",
+        )
+
+
+def converted(model: Model, converts: Iterable[Technique]) -> Model:
+    """The model, its network changed in place; Winograd's convolutions in the codec too."""
+    for technique in converts:
+        convert = build(technique)
+        try:
+            convert(model.denoise.net)
+            if isinstance(convert, Winograd) and isinstance(model, Checkpoint):
+                vae = model.codec.vae
+                if isinstance(vae, nn.Module):
+                    convert(vae)
+        except ValueError as error:
+            raise BadInput("techniques", f"techniques: {technique}: {error}") from error
+    return model

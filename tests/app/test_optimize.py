@@ -1,0 +1,101 @@
+"""The dial `optimize`: the techniques that it stands for, what it leaves out, and converts on the command line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sfumato.app.optimize import LEVELS
+from sfumato.kernels.native.around import available
+from sfumato.pipelines.reuse_curve import Point, ReuseCurve
+
+SHAPES = {"A": (4, 16), "B": (16, 4)}
+ASK = ("--size", "64x64", "--steps", "3", "--seed", "1", "-p", "a cube")
+native = pytest.mark.skipif(available() is not None, reason=str(available()))
+
+
+def pixels(name: str) -> bytes:
+    return Image.open(name).tobytes()
+
+
+@native
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_is_the_techniques_it_stands_for(sfumato: Any, tiny: Path, level: str) -> None:
+    said = sfumato("generate", *ASK, "-m", tiny, "--optimize", level, "-o", "level.png", "--json")
+    assert said.code == 0, said.err
+    told = said.data["request"]
+    assert told["optimize"] == "off" and [t["id"] for t in told["techniques"]] == [*LEVELS[level]]
+    by_hand = [part for name in LEVELS[level] for part in ("-t", name)]
+    assert sfumato("generate", *ASK, "-m", tiny, *by_hand, "-o", "hand.png").code == 0
+    assert sfumato("replay", "level.png", "-o", "again.png").code == 0
+    assert pixels("level.png") == pixels("hand.png") == pixels("again.png")
+    assert ("nothing is reused across steps" in said.err) == (level == "fast")
+
+
+@native
+def test_exact_is_exact_and_off_is_absent(sfumato: Any, tiny: Path) -> None:
+    for name, given in (("plain", ()), ("off", ("--optimize", "off")), ("exact", ("--optimize", "exact"))):
+        assert sfumato("generate", *ASK, "-m", tiny, *given, "-o", f"{name}.png").code == 0
+    assert pixels("off.png") == pixels("plain.png")
+    far = max(abs(a - b) for a, b in zip(pixels("exact.png"), pixels("plain.png"), strict=True))
+    assert far <= 1
+
+
+def test_fast_takes_what_was_measured(sfumato: Any, tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    ReuseCurve(3, (Point("deepcache:interval=2", 0.01, 0.7), Point("deepcache:interval=3", 0.2, 0.5))).write(
+        folder
+    )
+    said = sfumato("generate", *ASK, "-m", folder, "--optimize", "fast", "-o", "a.png", "--json")
+    assert said.code == 0, said.err
+    assert said.data["request"]["techniques"][-1] == {"id": "deepcache", "settings": {"interval": 2}}
+    assert "nothing is reused" not in said.err
+
+
+@native
+def test_what_the_user_chose_stays(sfumato: Any, tiny: Path) -> None:
+    said = sfumato(
+        "generate", *ASK, "-m", tiny, "--optimize", "balanced", "-t", "dgq", "-o", "a.png", "--json"
+    )
+    assert said.code == 0, said.err
+    assert [t["id"] for t in said.data["request"]["techniques"]] == ["dgq", "winograd", "int8-attention"]
+    assert "int8 is left out: another technique has its place, weights" in said.err
+    assert any("int8 is left out" in note for note in said.data["notes"])
+
+
+def test_a_level_that_has_nothing_for_a_device_says_so(sfumato: Any, tiny: Path) -> None:
+    said = sfumato(
+        "generate", *ASK, "-m", tiny, "--optimize", "balanced", "--dtype", "bfloat16", "-o", "a.png"
+    )
+    assert said.code == 0 and "balanced has nothing for bfloat16 on cpu yet" in said.err
+
+
+def test_what_is_refused(sfumato: Any, tiny: Path, tmp_path: Path) -> None:
+    for given, told in (
+        (("-t", "int8", "-t", "weight-only"), "'int8, weight-only' both need the slot 'weights'; drop one"),
+        (("-t", "int8", "--dtype", "bfloat16"), "this one is torch.bfloat16 on cpu"),
+        (("-t", "lora:file=a.safetensors"), "is given as --lora here"),
+        (("--optimize", "wild"), "must be one of 'off', 'exact'"),
+    ):
+        said = sfumato("generate", *ASK, "-m", tiny, *given, "-o", "no.png")
+        assert said.code == 2 and told in said.err, said.err
+        assert not Path("no.png").exists()
+
+
+@native
+def test_loras_and_converts_that_change_their_weights(sfumato: Any, tiny: Path, tmp_path: Path) -> None:
+    lora, start = (
+        tmp_path / "red.safetensors",
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    )
+    save_file({f"{start}.lora_{part}.weight": torch.ones(shape) for part, shape in SHAPES.items()}, lora)
+    said = sfumato("generate", *ASK, "-m", tiny, "--lora", lora, "-t", "winograd", "-o", "a.png")
+    assert said.code == 2 and "winograd' changes the weights that LoRAs act on" in said.err
+    said = sfumato("generate", *ASK, "-m", tiny, "--lora", lora, "--optimize", "balanced", "-o", "a.png")
+    assert said.code == 0, said.err
+    assert "int8 is left out: LoRAs act on the weights" in said.err

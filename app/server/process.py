@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -106,6 +107,10 @@ def check(serving: Serving, home: Path) -> None:
         raise refuse(
             "host", serving.host, f"{why}, and there is no token; `sfumato serve token add NAME` makes one"
         )
+    if serving.address is not None and serving.engine != "ray":
+        raise refuse("address", serving.address, "is for a cluster; add --engine ray")
+    if serving.engine == "ray" and not find_spec("ray"):
+        raise refuse("engine", "ray", "needs Ray; pip install 'sfumato[batch]' brings it")
     for path in serving.allow_path:
         if not Path(path).expanduser().is_dir():
             raise refuse("allow_path", path, "is no folder; name one that is there")
@@ -131,6 +136,8 @@ def listening(serving: Serving) -> socket.socket:
 def start_runner(serving: Serving, home: Path, console: Console) -> subprocess.Popen[bytes]:
     """`sfumato jobs run --forever` in a group of its own, so that Ctrl+C reaches it from here alone."""
     command = [sys.executable, "-m", "sfumato.app", "jobs", "run", "--forever", "--device", serving.device]
+    command += ["--engine", serving.engine, "--replicas", str(serving.replicas)]
+    command += ["--address", serving.address] if serving.address else []
     return subprocess.Popen(
         [*command, *(["--quiet"] if console.quiet else [])],
         env={**os.environ, "SFUMATO_HOME": str(home)},

@@ -53,18 +53,21 @@ class Run:
     suffix: str = ".png"
     told: tuple[str, ...] = ()
     """Notes from before the model was opened."""
+    together: str = ""
+    """The processes that make it, as cfg=2; empty if this one does alone."""
 
     def name(self, index: int) -> str:
         return f"{index:04d}{self.suffix}"
 
     def record(self, index: int) -> dict[str, Any]:
         words = self.words[index]
+        shared = {"parallel": self.together} if self.together else {}
         record = make_record(
             self.request,
             index,
             self.model.info(),
             used=defaults_used(self.request, self.model),
-            machine=machine(self.request),
+            machine=machine(self.request) | shared,
             notes=self.notes(index),
         )
         record |= {"pictures": dict(self.pictures)} if self.pictures else {}

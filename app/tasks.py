@@ -47,6 +47,14 @@ PreviewEvery = Annotated[
 Sidecar = Annotated[
     bool, typer.Option("--sidecar", help="write the record and the timings beside each image as .json")
 ]
+Several = Annotated[
+    str | None,
+    typer.Option(
+        "--parallel",
+        help="processes that make each picture together, one per GPU: cfg=2 spreads the guidance, ulysses=4 the tokens",
+        metavar="KEY=N[,...]",
+    ),
+]
 
 
 class Task(NamedTuple):
@@ -83,6 +91,7 @@ def generate(
     resume: Resume = None,
     preview_every: PreviewEvery = 0,
     sidecar: Sidecar = False,
+    parallel: Several = None,
 ) -> int | None:
     """Make images from a prompt.
 
@@ -90,6 +99,14 @@ def generate(
     """
     from .local import Choices, generate_images, resume_images
 
+    if parallel is not None:
+        from .parallel import Parallel, make_together
+
+        together, choices = Parallel.read(parallel), Choices(_output(output), preview_every, sidecar)
+        if together.shape.size > 1 and not dry_run:
+            given = gathered(GenerateRequest, values, config, console) if resume is None else None
+            asked = None if given is None else make_request(GenerateRequest, given)
+            return make_together(asked, resume, console, choices, together)
     if resume is not None:
         return resume_images(resume, console, Choices(None, preview_every, sidecar))
     request = make_request(GenerateRequest, gathered(GenerateRequest, values, config, console))

@@ -48,7 +48,9 @@ class Parallel:
         for part in text.split(","):
             key, _, value = (piece.strip() for piece in part.partition("="))
             if key not in (*KEYS, "timeout") or key in found or not value.isdecimal() or int(value) < 1:
-                raise refuse("parallel", text, "is not KEY=N[,...]; write cfg=2, ulysses=4 or cfg=2,ulysses=2")
+                raise refuse(
+                    "parallel", text, "is not KEY=N[,...]; write cfg=2, ulysses=4 or cfg=2,ulysses=2"
+                )
             found[key] = int(value)
         parallel = cls(**found)
         _ = parallel.shape  # which checks the numbers
@@ -63,7 +65,11 @@ class Parallel:
 
 
 def make_together(
-    request: GenerateRequest | None, resume: str | None, console: Console, choices: Choices, parallel: Parallel
+    request: GenerateRequest | None,
+    resume: str | None,
+    console: Console,
+    choices: Choices,
+    parallel: Parallel,
 ) -> int:
     """Make and save all images of a request, or go on with an interrupted run."""
     paths: list[Path] = []

@@ -62,11 +62,12 @@ def main(home: Path, rank: int) -> int:
             described = FAILED, f"parallel: process {rank + 1}: {type(error).__name__}: {str(error)[:300]}"
         code, sentence = described
         lost = isinstance(error, Lost)
-        told = {"code": FAILED if lost else code, "sentence": sentence, "lost": lost}
+        code = FAILED if lost else code
+        told = {"code": code, "sentence": sentence, "lost": lost}
         file = home / f"{rank}.json"
         file.with_suffix(".part").write_text(json.dumps(told))
         file.with_suffix(".part").rename(file)
-        return int(told["code"])
+        return code
 
 
 def take_part(home: Path, rank: int, job: Mapping[str, Any]) -> int:
@@ -86,9 +87,7 @@ def take_part(home: Path, rank: int, job: Mapping[str, Any]) -> int:
     device = on_device(request).device
     settle_device(device, rank, parallel)
     with joined(rank, parallel.shape, home / "meeting", device=device, timeout=parallel.timeout) as group:
-        shared = SharedWork(
-            console, work.choices, work.paths, earlier=work.earlier, group=group
-        )
+        shared = SharedWork(console, work.choices, work.paths, earlier=work.earlier, group=group)
         run = prepare(request, shared, suffix=work.paths[0].suffix.lower())
         if job["resume"] is not None:
             why = strange(run, read_checkpoint(job["resume"])[1])

@@ -73,9 +73,7 @@ class Team:
         sizes = [torch.Size(shape).numel() for shape in shapes]
         taken = sent.new_empty(sum(sizes))
         with told():
-            dist.all_to_all_single(
-                taken, sent, sizes, [part.numel() for part in parts], group=self.handle
-            )
+            dist.all_to_all_single(taken, sent, sizes, [part.numel() for part in parts], group=self.handle)
         return [part.view(shape) for part, shape in zip(taken.split(sizes), shapes, strict=True)]
 
     def shift(self, own: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -83,9 +81,7 @@ class Team:
         import torch.distributed as dist
 
         own, taken = own.contiguous(), own.new_empty(shape)
-        there, here = (
-            dist.get_global_rank(self.handle, (self.rank + way) % self.size) for way in (1, -1)
-        )
+        there, here = (dist.get_global_rank(self.handle, (self.rank + way) % self.size) for way in (1, -1))
         sent = dist.P2POp(dist.isend, own, there, self.handle)
         came = dist.P2POp(dist.irecv, taken, here, self.handle)
         with told():
@@ -109,7 +105,7 @@ class Group:
         return self.rank == 0
 
     def agreed(self, cancelled: Callable[[], bool]) -> Callable[[], bool]:
-        """Whether the first process was asked to stop, known to all at the same call, so that none waits for another."""
+        """Whether the first process was asked to stop; all learn it at the same call, so that none waits."""
         import torch.distributed as dist
 
         def asked() -> bool:

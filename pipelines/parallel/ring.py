@@ -32,10 +32,8 @@ def ring(
         scores = (q.float() @ k.float().mT) * scale
         if bias is not None:
             seen = bias.narrow(3, starts[whose], tokens[whose])
-            if seen.dtype == torch.bool:
-                scores = scores.masked_fill(~seen, float("-inf"))
-            else:
-                scores = scores + seen.float()
+            hidden = seen.dtype == torch.bool
+            scores = scores.masked_fill(~seen, float("-inf")) if hidden else scores + seen.float()
         higher = torch.maximum(most, scores.amax(-1, keepdim=True)) if scores.shape[-1] else most
         safe = higher.masked_fill(higher == float("-inf"), 0.0)
         weights, kept = (scores - safe).exp(), (most - safe).exp()

@@ -42,7 +42,6 @@ SIDES: dict[str, dict[str, Side]] = {
     "JointTransformerBlock": {},
     "LTXVideoTransformerBlock": {"image_rotary_emb": Side(PICTURE, 1), "temb": Side(PICTURE, 1, False)},
     "Lumina2TransformerBlock": {"image_rotary_emb": Side(PICTURE, 1)},
-    "LuminaNextDiTBlock": {"image_rotary_emb": Side(PICTURE, 1)},
     "QwenImageTransformerBlock": {
         "image_rotary_emb": Side(EACH, 0),
         "modulate_index": Side(PICTURE, 1, False),
@@ -50,7 +49,11 @@ SIDES: dict[str, dict[str, Side]] = {
     "WanTransformerBlock": {"rotary_emb": Side(PICTURE, 1), "temb": Side(PICTURE, 1, False)},
     "ZImageTransformerBlock": {"freqs_cis": Side(PICTURE, 1), "noise_mask": Side(PICTURE, 1, False)},
 }
-"""Block class of diffusers -> what is cut beside its streams. Classes that are not here can't be cut."""
+"""Block class of diffusers -> what is cut beside its streams.
+
+Classes that are not here can't be cut: Sana's attention is linear with convolutions over the picture, Mochi's drops
+padded words by their place, Lumina-Next's sharpness depends on the number of tokens that it sees.
+"""
 PICTURE_LEADS = ("HunyuanVideoSingleTransformerBlock", "HunyuanVideoTransformerBlock")
 """Whose attention puts the picture's tokens before the text's; all others put the text first."""
 CROSS = ("LTXVideoTransformerBlock.attn2", "WanTransformerBlock.attn2")
@@ -121,8 +124,12 @@ class Cut:
     def order(self, of: str) -> Tensor:
         """Where the tokens of all processes, one process after the other, stand in the whole sequence."""
         place = torch.arange(self.whole(of))
-        return torch.cat([Cut(self.size, rank, self.lengths, self.text_leads).take(place, of, 0)
-                          for rank in range(self.size)])
+        return torch.cat(
+            [
+                Cut(self.size, rank, self.lengths, self.text_leads).take(place, of, 0)
+                for rank in range(self.size)
+            ]
+        )
 
     def meant(self, tokens: int) -> str | None:
         """Whose tokens an attention with so many of them here is about."""

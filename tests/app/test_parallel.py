@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
-from sfumato.app.inspection import inspect_path
 from sfumato.app.parallel import Parallel
+from sfumato.app.replay import read_record
 from sfumato.pipelines.errors import BadInput
 
 ASK = ("--size", "64x64", "--seed", "1", "-p", "a cube", "-n", "a dog", "--device", "cpu")
@@ -40,10 +40,10 @@ def far(a: str, b: str) -> int:
     return max(high for _, high in both.getextrema())
 
 
-def until(true: Callable[[], bool]) -> None:
+def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 240
     while not true():
-        assert time.monotonic() < end
+        assert time.monotonic() < end and process.poll() is None
         time.sleep(0.05)
 
 
@@ -57,7 +57,7 @@ def test_is_the_picture_of_one_process(sfumato: Any, tiny: Path, tmp_path: Path)
     assert err.count("images in") == 1
     for index in ("0000", "0001"):
         assert far(f"one-{index}.png", f"two-{index}.png") <= 1
-    assert inspect_path("two-0000.png")["record"]["machine"]["parallel"] == "cfg=2"
+    assert read_record(Path("two-0000.png"))["machine"]["parallel"] == "cfg=2"
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         *("one-0000.png", "one-0001.png", "two-0000.png", "two-0001.png")
     ]
@@ -66,8 +66,8 @@ def test_is_the_picture_of_one_process(sfumato: Any, tiny: Path, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which processes were started")
 def test_a_process_that_dies_ends_all(tiny: Path, tmp_path: Path) -> None:
-    main = start("-m", tiny, "--steps", "1000", "--preview-every", "1", "-o", "a.png", "--parallel", "cfg=2")
-    until(lambda: Path("a.preview.png").exists())
+    main = start("-m", tiny, "--steps", "400", "--preview-every", "1", "-o", "a.png", "--parallel", "cfg=2")
+    until(Path("a.preview.png").exists, main)
     os.kill(members(main.pid)[1], signal.SIGKILL)
     began = time.monotonic()
     code, _, err = ended(main)
@@ -80,8 +80,8 @@ def test_a_process_that_dies_ends_all(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which processes were started")
 def test_a_process_that_stands_still_ends_all(tiny: Path, tmp_path: Path) -> None:
     more = ("--preview-every", "1", "-o", "a.png", "--parallel", "cfg=2,timeout=3")
-    main = start("-m", tiny, "--steps", "1000", *more)
-    until(lambda: Path("a.preview.png").exists())
+    main = start("-m", tiny, "--steps", "400", *more)
+    until(Path("a.preview.png").exists, main)
     os.kill(members(main.pid)[1], signal.SIGSTOP)
     code, _, err = ended(main)
     assert code == 1 and "another process of the group ended or stood still" in err
@@ -91,11 +91,11 @@ def test_a_process_that_stands_still_ends_all(tiny: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a signal to the one that watches")
 def test_interrupted_and_taken_up(tiny: Path, tmp_path: Path) -> None:
-    given = ("-m", tiny, "--steps", "300", "--parallel", "cfg=2")
+    given = ("-m", tiny, "--steps", "100", "--parallel", "cfg=2")
     whole = ended(start(*given, "-o", "whole.png"))
     assert whole[0] == 0, whole
     main = start(*given, "--preview-every", "1", "-o", "a.png")
-    until(lambda: Path("a.preview.png").exists())
+    until(Path("a.preview.png").exists, main)
     main.send_signal(signal.SIGINT)
     code, _, err = ended(main)
     assert code == 130 and "go on with: sfumato generate --resume a.resume" in err, err

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
+from sfumato.app.replay import read_record
 from sfumato.pipelines.families._denoiser import NetDenoiser
 
 SHAPES = {"to_q": (16, 16), "to_v": (16, 16)}
@@ -61,10 +62,10 @@ def test_a_batch_of_different_loras(
     assert generate(*("-p", "a red cube", *ask[2:]), "-o", "bare.png").code == 0
     for index in range(COUNT):
         assert far(f"many-{index:04d}.png", f"one-{index:04d}.png") <= 1
-    acted = [sfumato("inspect", f"many-{index:04d}.png", "--json").data for index in range(COUNT)]
-    names = {row["name"] for found in acted for row in found["record"]["loras"]}
+    acted = [read_record(Path(f"many-{index:04d}.png")) for index in range(COUNT)]
+    names = {row["name"] for found in acted for row in found["loras"]}
     assert names == {"ink", "oil"}
-    bare = [not found["record"]["loras"] for found in acted]
+    bare = [not found["loras"] for found in acted]
     assert any(bare), "seeds for which no LoRA acts are in it"
     for index, without in enumerate(bare):
         assert (far(f"many-{index:04d}.png", f"bare-{index:04d}.png") <= 1) == without

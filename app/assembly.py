@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,13 +20,23 @@ from .chosen import Technique
 from .converting import check_converts, converted
 from .faults import refuse
 from .pictures import own_size
+from .planning import GB, Estimate, before_opening
 from .registry import locate
 from .requests import SamplingRequest, settled
+from .room import room
 from .shelf import Shelf
+from .weighing import Weights, weigh
 
 R = TypeVar("R", bound=SamplingRequest)
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+class Opened(NamedTuple, Generic[R]):
+    model: Model
+    request: R
+    """With `offload` where the weights alone are too much."""
+    weights: Weights
+    lightened: bool
+    """Whether `offload` was decided here."""
 
 
 def on_device(request: R, device: str = "auto") -> R:
@@ -44,7 +54,7 @@ def on_device(request: R, device: str = "auto") -> R:
     return request.model_copy(update={"device": device, "dtype": dtype})
 
 
-def open_for(request: R, shelf: Shelf) -> Model:
+def open_for(request: R, shelf: Shelf) -> Opened[R]:
     """The model on the request's device, with its converts done."""
     converts = tuple(t for t in request.techniques if find(t, None, "techniques").kind == "convert")
     check_converts(converts)
@@ -60,15 +70,20 @@ def open_for(request: R, shelf: Shelf) -> Model:
     places += [find_bridge(request.bridge)] if request.bridge else []
 
     dtype, device = getattr(torch, request.dtype), request.device
+    weights, now = weigh(places, request.dtype), room(device)
+    asked, request = request, before_opening(request, weights, now)
+    # weights are converted in memory, and offloaded after (`easing.place`)
+    held = 0 if converts else int((request.offload or 0.0) * GB)
 
     def make() -> Model:
-        opened: Model = open_model(place.place, dtype=dtype, device=device, parts=beside)
+        opened: Model = open_model(place.place, dtype=dtype, device=device, parts=beside, offload=held)
         if request.bridge:
             opened = with_bridge(opened, open_bridge(request.bridge, dtype=dtype, device=device))
         return converted(opened, converts)
 
-    key = (place.place, beside, request.bridge, request.dtype, device, tuple(str(t) for t in converts))
-    return shelf.take(key, tuple(places), make)
+    key = (place.place, beside, request.bridge, request.dtype, device, held, tuple(str(t) for t in converts))
+    model = shelf.take(key, tuple(places), make)
+    return Opened(model, request, weights, request.offload != asked.offload)
 
 
 def resolve(request: R, model: Model) -> R:
@@ -188,26 +203,17 @@ def machine(request: SamplingRequest) -> dict[str, Any]:
     return {"device": request.device, "name": name, "threads": torch.get_num_threads()}
 
 
-def plan(request: SamplingRequest, model: Model) -> dict[str, Any]:
-    """What the run will do and need, as far as is known before it starts; seconds are not, so null."""
+def plan(request: SamplingRequest, model: Model, found: Estimate) -> dict[str, Any]:
+    """What the run will do, and what it will need on this machine."""
     info = model.info()
-    parameters = sum(info["parameters"].values())
-    assert request.width is not None and request.height is not None and request.steps is not None
-    latent = 1
-    for axis in model.latent_shape(request.width, request.height):
-        latent *= axis
-    weights = parameters * BYTES[request.dtype]
-    images = min(request.batch, request.count)
     return {
         "model": info["name"],
         "family": info["family"],
         "size": f"{request.width}x{request.height}",
         "steps": request.steps,
         "images": request.count,
-        "evaluations": request.steps * request.count,
-        "seconds": None,
-        "weights_bytes": weights,
-        "peak_bytes_at_least": weights + 4 * images * (8 * latent + 3 * request.width * request.height),
+        "evaluations": (request.steps or 0) * request.count,
+        **found.plain(),
         "settings": {t.id: t.settings for t in request.techniques},
     }
 

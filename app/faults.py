@@ -60,6 +60,10 @@ class Failure(RuntimeError):
     """The request was sound, the work was not finished. Exit code 1."""
 
 
+class OutOfMemory(Failure):
+    """There was less memory than the work took."""
+
+
 def shown(value: Any) -> str:
     """A value for a sentence: short, on one line."""
     text = repr(value) if isinstance(value, str) else str(value)

@@ -6,33 +6,32 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..pipelines.checkpoint import Checkpoint
-from ..pipelines.errors import BadInput, SfumatoError
 from ..pipelines.loop import Cancelled, Control, Event
 from ..pipelines.protocols import Model
 from ..pipelines.stopping import Stopped
 from ..pipelines.text_to_image import TextToImage, as_images
-from . import optimize
-from .assembly import assemble, defaults_used, machine, on_device, open_for, resolve
+from .assembly import assemble, defaults_used, machine, resolve
 from .converting import check_loras
-from .faults import Failure
+from .easing import built, eased, place
 from .interruption import read_checkpoint
 from .loras import Adapters, put_on
 from .metadata import check_metadata_fits, encoder, make_record, model_hash
+from .optimize import opened
 from .output import FORMATS
 from .pictures import framed, show, size_note
+from .planning import Estimate, plan_notes, planned
 from .requests import GenerateRequest
+from .weighing import Weights
 from .words import Words, words_of
 from .work import Artifact, Outcome, Work
-
-T = TypeVar("T")
 
 PREVIEW_SIDE = 256
 """Longest side of a preview, pixels."""
@@ -50,6 +49,9 @@ class Run:
     adapters: Adapters
     pictures: Mapping[str, str]
     """Hashes of the pictures given, by name."""
+    weights: Weights
+    estimate: Estimate | None
+    """None where it was plain that the run fits."""
     suffix: str = ".png"
     told: tuple[str, ...] = ()
     """Notes from before the model was opened."""
@@ -76,7 +78,7 @@ class Run:
     def notes(self, index: int) -> tuple[str, ...]:
         """What the user should know about an image's prompts, LoRAs and size."""
         size = size_note(self.request)
-        after = (*self.adapters.notes, *((size,) if size else ()))
+        after = (*self.adapters.notes, *((size,) if size else ()), *plan_notes(self.request))
         return (*self.told, *remarks(self.words[index], self.model), *after)
 
     def alike(self, first: int) -> int:
@@ -123,21 +125,20 @@ def prepare(
     *,
     suffix: str = ".png",
     words_for: Callable[[GenerateRequest], tuple[Words, ...]] = words_of,
+    timed: bool = False,
 ) -> Run:
-    """Open the model, fill in what was left open, build the techniques; refuse what can't be done."""
+    """Open the model, fill in what was left open, build the techniques; refuse what can't be done or won't fit."""
     work.phase("load")
-    level, (request, told) = request.optimize, optimize.settled(on_device(framed(request), work.device))
-    model = open_for(request, work.shelf)
-    if level == "fast":
-        request, more = optimize.reused(request, model.defaults.steps)
-        told = (*told, *more)
-    request = resolve(request, model)
+    model, request, told, weights, lightened = opened(framed(request), work.shelf, work.device)
+    settled = resolve(request, model)
+    request, found = planned(settled, model, weights, timed=timed, lightened=lightened)
+    place(model, request)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
     check_loras(request.techniques, words)
     adapters = put_on(request, model, words)
     check_metadata_fits(Path(f"0000{suffix}"), request, words)
-    run = Run(request, model, pipe, words, adapters, pictures, suffix, told)
+    run = Run(request, model, pipe, words, adapters, pictures, weights, found, suffix, told)
     for note in all_notes(run):
         work.note(note)
     return run
@@ -174,11 +175,13 @@ def make_all(run: Run, work: Work) -> Outcome:
     while first < request.count:
         count = run.alike(first)
         if not {run.name(index) for index in range(first, first + count)} <= set(work.kept()):
-            batch = sample(run, first, work, earlier)
+            run, batch = eased(run, work, "sample", partial(sample, first=first, work=work, earlier=earlier))
+            count = len(batch.seeds)
             for offset in range(count):
-                keep(run, first + offset, batch, offset, work)
+                one = partial(keep, index=first + offset, batch=batch, offset=offset, work=work)
+                run, _ = eased(run, work, "decode", one)
         first += count
-    return Outcome(request, run.model.info(), tuple(all_notes(run)))
+    return Outcome(run.request, run.model.info(), tuple(all_notes(run)))
 
 
 def earlier_checkpoint(run: Run, work: Work) -> Checkpoint | None:
@@ -272,22 +275,6 @@ def keep(run: Run, index: int, batch: Batch, offset: int, work: Work) -> None:
 
 def decoded(run: Run, batch: Batch, offset: int) -> Image.Image:
     return as_images(built(lambda: run.pipe.decode(batch.latents[offset : offset + 1])))[0]
-
-
-def built(make: Callable[[], T]) -> T:
-    """Run a part of the pipeline; what it refuses becomes a sentence of ours."""
-    try:
-        return make()
-    except SfumatoError:
-        raise
-    except ValueError as error:
-        raise BadInput("techniques", str(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise Failure("out of GPU memory; ask for a smaller size, --batch 1 or --dtype bfloat16") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise Failure("out of memory; ask for a smaller size, --batch 1 or --dtype bfloat16") from error
 
 
 def _watch(run: Run, first: int, work: Work) -> Callable[[Event], None]:

@@ -230,6 +230,28 @@ def _usual_name(settled: str) -> str:
     return path.name if path.is_dir() else path.stem
 
 
+def models_measure(
+    console: Console,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="number type: float32, bfloat16 or float16")
+    ] = "float32",
+) -> None:
+    """Measure this machine anew for the times that --dry-run predicts; takes about a second."""
+    import torch
+
+    from .rates import costs_file, rates
+    from .weighing import BYTES
+
+    if dtype not in BYTES:
+        raise refuse("dtype", dtype, f"must be one of {', '.join(BYTES)}")
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise refuse("device", device, "is not there; leave it out for the processor")
+    found = rates(device, dtype, anew=True)
+    rows: list[tuple[str, ...]] = [(name, f"{value / 1e9:.1f} G per second") for name, value in found.items()]
+    console.data({"device": device, "dtype": dtype, "file": str(costs_file()), "rates": found}, table(rows))
+
+
 MODELS: dict[str, Callable[..., Any]] = {
     "models list": models_list,
     "models add": models_add,
@@ -239,4 +261,5 @@ MODELS: dict[str, Callable[..., Any]] = {
     "models convert": models_convert,
     "models pull": models_pull,
     "models quantize": models_quantize,
+    "models measure": models_measure,
 }

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ..kernels.native.around import available as native
 from ..kernels.quant.int8 import available as int8
 from ..pipelines.errors import BadInput
+from ..pipelines.protocols import Model
 from . import reuse
+from .assembly import on_device, open_for
 from .builder import build, find
 from .chosen import Technique
 from .converting import FLOAT_ONLY
 from .requests import SamplingRequest
+from .shelf import Shelf
+from .weighing import Weights
 
 R = TypeVar("R", bound=SamplingRequest)
 
@@ -24,6 +28,27 @@ LEVELS: dict[str, tuple[str, ...]] = {
 """On a processor, in float32."""
 ALLOWED = 0.05
 """What `fast` may lose by reuse, as a share of the picture."""
+
+
+class Opened(NamedTuple, Generic[R]):
+    """A model with its converts done, the request with its level spelled out, and what the user should know."""
+
+    model: Model
+    request: R
+    notes: tuple[str, ...]
+    weights: Weights
+    lightened: bool
+    """Whether its weights were offloaded without being asked for."""
+
+
+def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
+    """`device` is what `auto` means."""
+    level, (request, notes) = request.optimize, settled(on_device(request, device))
+    model, request, weights, lightened = open_for(request, shelf)
+    if level == "fast":
+        request, more = reused(request, model.defaults.steps)
+        notes = (*notes, *more)
+    return Opened(model, request, notes, weights, lightened)
 
 
 def settled(request: R) -> tuple[R, tuple[str, ...]]:

@@ -206,6 +206,27 @@ class SamplingRequest(Request):
         ge=1,
         le=1000,
     )
+    memory: float | None = field(
+        None,
+        "most memory to take, program and weights included; what is free if not given. The run is planned to fit",
+        unit="GB",
+        group="advanced",
+        ge=0.001,
+        le=100000,
+    )
+    offload: float | None = field(
+        None,
+        "weights held at once, the others are read from their files as needed; 0 holds all, planned if not given",
+        unit="GB",
+        group="advanced",
+        ge=0,
+        le=100000,
+    )
+    decode: Literal["auto", "whole", "stripes", "tiles"] = field(
+        "auto",
+        "how pictures leave the latents: whole; in stripes (same picture, half the memory); in blended tiles",
+        group="advanced",
+    )
     device: str = field(
         "auto", "auto, cpu, cuda, cuda:1, mps or xpu; auto is a GPU if there is one", group="advanced"
     )

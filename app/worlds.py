@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,13 @@ def make_world(
     """Render the scene and write one file per map, and scene.json. Returns what was written."""
     request, scene = prepare(request)
     if dry_run:
-        return {"request": request.model_dump(mode="json"), "scene": scene.to_dict(), "files": []}
+        plan = expected(request, scene)
+        return {
+            "request": request.model_dump(mode="json"),
+            "plan": plan,
+            "scene": scene.to_dict(),
+            "files": [],
+        }
     work = LocalWork(console, folder=image_folder(output))
     console.say(f"rendering {request.width}x{request.height} into {work.folder}/")
     render_all(request, scene, work)
@@ -111,6 +118,23 @@ def render_all(request: WorldRequest, scene: Any, work: Work) -> None:
         work.keep(Artifact(f"{name}.png", "image/png", record), partial(image.save, format="PNG"))
     text = json.dumps(description(request, scene, truth.boxes[0], images), indent=2) + "\n"
     work.keep(Artifact("scene.json", "application/json", record), lambda file: file.write(text.encode()))
+
+
+def expected(request: WorldRequest, scene: Any) -> dict[str, Any]:
+    """Memory and time of the rendering, from a small one of the same scene."""
+    from ..assets.still_life.render import render
+    from ..pipelines.rehearsal import rehearse
+    from .room import room
+
+    wanted = tuple(dict.fromkeys("ids" if m == "masks" else m for m in request.maps))
+    small = (max(16, request.height // 8), max(16, request.width // 8))
+    began = time.perf_counter()
+    render([scene], size=small, maps=wanted)
+    took = time.perf_counter() - began
+    need = rehearse(lambda: render([scene], size=small, maps=wanted), (), copies=False)
+    more = request.width * request.height / (small[0] * small[1])
+    held = room("cpu").held
+    return {"seconds": round(took * more, 3), "peak_bytes": held + int(need.peak * more)}
 
 
 def description(request: WorldRequest, scene: Any, boxes: Any, images: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,13 +45,20 @@ def open_model(
     device: str | torch.device = "cpu",
     parts: str | Path | None = None,
     among: Sequence[Family] | None = None,
+    offload: int = 0,
 ) -> Model:
     """Open a built-in model by name, a checkpoint folder in diffusers layout, a pulled `owner/name`, or a single file.
 
     A single file takes tokenizers, and what else it lacks, from the folder `parts`. `among` are the families to ask;
-    those of pictures if not given.
+    those of pictures if not given. `offload` is how many bytes of weights are held in memory at once, while the others
+    rest in their files; 0 holds all.
     """
     place, target = find_model(reference), _device(device)
+    if offload:
+        from .placement import placing
+
+        with placing(offload, target):
+            return open_model(reference, dtype=dtype, device=device, parts=parts, among=among)
     if not place.is_dir():
         check_ending(place)
         beside = None if parts is None else find_folder(parts, "parts")

@@ -135,7 +135,14 @@ void task(const Product& p, const Plan& plan, const int64_t* places, const int64
         for (int64_t m = first; m < last; m += ROWS) {
             int32_t* mine = sums + (whole ? 0 : (m - first) / ROWS * stride);
             const uint8_t* rows[ROWS];
-            for (int r = 0; r < ROWS; ++r) rows[r] = p.x + places[std::min(m + r, last - 1)];
+            for (int r = 0; r < ROWS; ++r) {
+                const int64_t place = std::min(m + r, last - 1);
+                rows[r] = p.x + places[place];
+                for (int v = 0; v < panels; ++v) {  // on their way while the sums are made
+                    __builtin_prefetch(p.out + place * plan.wide + o + v * PANEL, 1);
+                    if (p.residual) __builtin_prefetch(p.residual + place * plan.wide + o + v * PANEL);
+                }
+            }
             multiply(panels, rows, taps + t, count, plan.quads, weight + t * plan.quads * 64, plan.panel_bytes, t == 0, mine);
             if (p.halves)
                 multiply(panels, rows, taps + t, count, plan.quads, second + t * plan.quads * 64, plan.panel_bytes, t == 0,

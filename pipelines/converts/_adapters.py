@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ...kernels.offload import offloaded
 from ...kernels.quant.packed import QuantConv2d, QuantLinear
 from ...kernels.quant.stored import joined
 from ..errors import BadInput
@@ -89,6 +90,8 @@ def take_off(net: nn.Module, names: Iterable[str]) -> None:
 
 def merge(net: nn.Module, weights: Mapping[str, float]) -> list[Merged]:
     """The adapters added into the weights, and peft's layers gone. What comes back undoes it bit for bit."""
+    if offloaded(net) is not None:
+        raise BadInput("loras", "loras: this model's weights are offloaded; weigh them instead of merging")
     weigh(net, weights)
     layers = [layer for layer in _layers(net) if not layer.disable_adapters]
     if not all(layer.get_base_layer().weight.is_floating_point() for layer in layers):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from diffusers.models.activations import GEGLU, GELU, SwiGLU
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -55,13 +55,16 @@ class GatedGELU(Gated, GELU):
 class Feeding(FeedForward):
     """A gated layer and the one after it, some rows at a time."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
         inner, outer = (layer for layer in self.net if not isinstance(layer, nn.Dropout))
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
         out = torch.empty(len(flat), outer.out_features)
         rows = max(AT_ONCE // (4 * outer.in_features), 1)
-        for some, place in zip(flat.split(rows), out.split(rows), strict=True):
-            outer.product(stored_rows(inner(some)), out=place)
+        added = None if residual is None else residual.reshape(len(flat), 1, 1, -1)
+        for first in range(0, len(flat), rows):
+            part = slice(first, first + rows)
+            after = After(residual=None if added is None else added[part])
+            outer.product(stored_rows(inner(flat[part])), after=after, out=out[part])
         return out.view(*hidden_states.shape[:-1], -1)
 
 
@@ -97,7 +100,7 @@ class Residual(ResnetBlock2D):
 
 
 class Attending(AttnProcessor2_0):
-    """Attention without what most layers have none of: norms, masks, a sum with the input, a division by one."""
+    """Attention without what most layers lack: norms, masks, a division by one. `residual` is added at the end."""
 
     def __call__(
         self,
@@ -106,20 +109,61 @@ class Attending(AttnProcessor2_0):
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         norms = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
         plain = attn.rescale_output_factor == 1 and not attn.residual_connection and not any(norms)
         if not plain or attention_mask is not None or hidden_states.ndim != 3:
             out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-            return out
+            return out if residual is None else out + residual
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (
             part.unflatten(2, (attn.heads, -1)).transpose(1, 2)
             for part in (attn.to_q(hidden_states), attn.to_k(seen), attn.to_v(seen))
         )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out = attn.to_out[1](attn.to_out[0](mixed))
+        last, dropout = attn.to_out
+        if residual is not None and _fast(last):
+            return cast("Int8Linear", last).after(mixed, After(residual=residual))
+        out = dropout(last(mixed))
+        return out if residual is None else out + residual
+
+
+class Joined(BasicTransformerBlock):
+    """Attention, attention to the text, feed-forward; each adds its input as its last product leaves."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        own = (attention_mask, encoder_hidden_states, encoder_attention_mask, timestep)
+        if cross_attention_kwargs or type(self.ff) is not Feeding or self._chunk_size is not None:
+            out: Tensor = super().forward(
+                hidden_states, *own, cross_attention_kwargs, class_labels, added_cond_kwargs
+            )
+            return out
+        text = encoder_hidden_states if self.only_cross_attention else None
+        x = _added(self.attn1, self.norm1(hidden_states), text, attention_mask, hidden_states)
+        if self.attn2 is not None:
+            x = _added(self.attn2, self.norm2(x), encoder_hidden_states, encoder_attention_mask, x)
+        return self.ff(self.norm3(x), x)
+
+
+def _added(attn: nn.Module, x: Tensor, text: Tensor | None, mask: Tensor | None, to: Tensor) -> Tensor:
+    """to + what the layer makes of x; a patch may have given it another processor."""
+    given = {"encoder_hidden_states": text, "attention_mask": mask}
+    if type(attn.processor) is Attending:
+        out: Tensor = attn(x, **given, residual=to)
         return out
+    out = attn(x, **given) + to
+    return out
 
 
 class Straight(Transformer2DModel):
@@ -164,6 +208,9 @@ def _shorter(block: nn.Module) -> type[nn.Module] | None:
         layers = [layer for layer in block.net if not isinstance(layer, nn.Dropout) or layer.p]
         fits = len(layers) == 2 and type(layers[0]) in gates and _shorter(layers[0]) and _fast(layers[1])
         return Feeding if fits else None
+    if isinstance(block, BasicTransformerBlock) and kind is BasicTransformerBlock:
+        plain = block.norm_type == "layer_norm" and block.pos_embed is None
+        return Joined if plain and _shorter(block.ff) is Feeding else None
     if isinstance(block, Upsample2D) and kind is Upsample2D:
         plain = block.norm is None and not block.use_conv_transpose and block.use_conv and block.interpolate
         return Repeated if plain and _fast(block.conv if block.name == "conv" else block.Conv2d_0) else None

@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from ...kernels.offload import offloaded
+
 ENDS = (
     *("*conv_in", "*conv_out", "proj_out", "norm_out*", "*pos_embed*", "*embedder*", "*embedding*"),
     *("*time_emb*", "*adaln*", "*norm*.linear"),
@@ -19,6 +21,8 @@ def chosen(net: nn.Module, *, skip: Sequence[str] = (), smallest: int = 0) -> It
 
     Those whose name fits a pattern of `skip`, or that have fewer weights than `smallest`, are passed over.
     """
+    if offloaded(net) is not None:
+        raise ValueError("the network's weights are offloaded: convert it first, offload it last")
     for name in [name for name, _ in net.named_modules() if name]:
         layer = net.get_submodule(name)
         weights = sum(weight.numel() for weight in layer.parameters(recurse=False))

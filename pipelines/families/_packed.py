@@ -48,7 +48,7 @@ def load_packed(home: Path, file: Path, kind: str, dtype: torch.dtype) -> nn.Mod
         else t
         for name, t in tensors.items()
     }
-    _fill(net, kept, home)
+    fill(net, kept, home)
     return net
 
 
@@ -56,7 +56,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     return {name: read_tensor(path, entry) for name, (path, entry) in read_headers([file]).items()}
 
 
-def _fill(net: nn.Module, tensors: Mapping[str, Tensor], home: Path) -> None:
+def fill(net: nn.Module, tensors: Mapping[str, Tensor], home: Path) -> None:
+    """Give a network that is on meta these tensors for its own: all that it has, and no others."""
     try:
         report = net.load_state_dict(dict(tensors), strict=False, assign=True)
     except RuntimeError as error:

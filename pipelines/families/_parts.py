@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -57,6 +57,21 @@ class Supply(Protocol):
     def __call__(self, kind: str, dtype: torch.dtype) -> nn.Module: ...
 
 
+class Placement(Protocol):
+    """Where networks that are being opened go, if not simply into memory."""
+
+    def blank(self, home: Path, kind: str, dtype: torch.dtype, files: Sequence[Path]) -> nn.Module | None:
+        """A network over its files, for which nothing was read; None if it is to be opened as usual."""
+        ...
+
+    def settle(
+        self, net: nn.Module, home: Path, dtype: torch.dtype, device: torch.device, files: Sequence[Path]
+    ) -> nn.Module: ...
+
+
+PLACEMENT: ContextVar[Placement | None] = ContextVar("PLACEMENT", default=None)
+"""For the model that is being opened and no longer."""
+
 SUPPLIES: ContextVar[Mapping[Path, Supply]] = ContextVar("SUPPLIES", default=MappingProxyType({}))
 """Config folder to weights, for the model that is being opened and no longer."""
 
@@ -91,17 +106,21 @@ def load_net(home: Path, kind: str, dtype: torch.dtype, device: torch.device) ->
     poll()
     supply = SUPPLIES.get().get(home)
     if supply is not None:
-        return Part(_at_rest(supply(kind, dtype), device), supply.files)
+        return Part(_at_rest(supply(kind, dtype), home, dtype, device), supply.files)
     library, _, name = kind.partition(".")
     config = read_json(home / "config.json")
     if config.get("quantization_config") is not None or (home / "adapter_config.json").exists():
         raise BadWeights(f"{home}: quantised or adapter checkpoints are not opened; use the plain weights")
     files, variant = weight_files(home)
     if len(files) == 1 and layers_of(files[0]):
-        return Part(_at_rest(load_packed(home, files[0], kind, dtype), device), files)
+        return Part(_at_rest(load_packed(home, files[0], kind, dtype), home, dtype, device, files), files)
     held = sum(math.prod(tensor.shape) for _, tensor in read_headers(files).values())
     cls = getattr(importlib.import_module(library), name)
     check_counts(config, home)
+    placement = PLACEMENT.get()
+    mapped = None if placement is None else placement.blank(home, kind, dtype, files)
+    if mapped is not None:
+        return Part(_at_rest(mapped, home, dtype, device, files), files)
     with quiet():
         try:
             if library == "transformers":
@@ -118,12 +137,18 @@ def load_net(home: Path, kind: str, dtype: torch.dtype, device: torch.device) ->
     for trouble in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         if report[trouble]:
             raise BadWeights(_sentence(home, trouble, sorted(report[trouble], key=str)))
-    return Part(_at_rest(net, device), files)
+    return Part(_at_rest(net, home, dtype, device, files), files)
 
 
-def _at_rest(net: nn.Module, device: torch.device) -> nn.Module:
-    """Ready to be called, on its device. Text encoders poll by themselves: one prompt may mean several calls."""
-    net = net.eval().requires_grad_(False).to(device)
+def _at_rest(
+    net: nn.Module, home: Path, dtype: torch.dtype, device: torch.device, files: Sequence[Path] = ()
+) -> nn.Module:
+    """Ready to be called, on its device. Text encoders poll by themselves: one prompt may mean several calls.
+
+    `files` hold the weights as the network has them, under their own names.
+    """
+    placement, net = PLACEMENT.get(), net.eval().requires_grad_(False)
+    net = net.to(device) if placement is None else placement.settle(net, home, dtype, device, files)
     return polled(net) if type(net).__module__.startswith("transformers") else net
 
 

@@ -66,7 +66,7 @@ def test_long_prompt_is_cut_and_says_so(generate):
 def test_dry_run_writes_nothing(generate, own_folder):
     said = generate("x", "--dry-run", "-o", "new/a.png")
     assert said.code == 0 and said.data["request"]["seed"] is not None
-    assert said.data["plan"]["steps"] == 2 and said.data["plan"]["peak_bytes_at_least"] > 0
+    assert said.data["plan"]["steps"] == 2 and said.data["plan"]["peak_bytes"] > 0
     assert said.data["files"] == ["new/a.png"] and list(own_folder.iterdir()) == []
 
 

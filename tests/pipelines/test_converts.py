@@ -94,7 +94,7 @@ def test_blocks_go_the_shorter_way_and_compute_the_same(convert: Any, tmp_path: 
     shorter = [m for m in net.modules() if type(m).__module__ == _around.__name__]
     names = {type(m).__name__ for m in shorter}
     assert {"Residual", "Repeated"} <= names
-    assert ({"GatedGEGLU", "Feeding", "Straight"} <= names) == isinstance(convert, Int8)
+    assert ({"GatedGEGLU", "Feeding", "Joined", "Straight"} <= names) == isinstance(convert, Int8)
     for module in shorter:
         module.__class__ = next(c for c in type(module).__mro__ if c.__module__.startswith("diffusers."))
     net.set_attn_processor(AttnProcessor2_0())

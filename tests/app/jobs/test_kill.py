@@ -38,7 +38,7 @@ SPOTS = [
 def shelf() -> Shelf:
     """The built-in model, opened once; children inherit it."""
     kept = Shelf()
-    model = assembly.open_for(assembly.on_device(asked(0)), kept)
+    model = assembly.open_for(assembly.on_device(asked(0)), kept).model
     model.info()
     return kept
 

@@ -1,0 +1,42 @@
+"""What the converts that move weights share: which file holds what, and the budget in bytes."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...kernels.offload import Rest, Stored, offload
+from ...kernels.residence import Pool
+from ..placement import stored_in
+from ..weights import weight_files
+
+
+def check_budget(budget: float) -> None:
+    if not math.isfinite(budget) or budget < 0:
+        raise ValueError(f"budget must be 0 or more GB, got {budget}")
+
+
+def move(net: nn.Module, budget: float, rest: Rest) -> nn.Module:
+    """The network under a budget in GB, which all of its weights may fit into."""
+    offload(net, Pool(int(budget * 1e9), rest.device), rest)
+    return net
+
+
+def device_of(net: nn.Module, device: str) -> torch.device:
+    """The device that is named, or the network's own."""
+    if device:
+        return torch.device(device)
+    return next((weight.device for weight in net.parameters()), torch.device("cpu"))
+
+
+def stored_weights(folder: str) -> dict[str, Stored]:
+    """What the component's folder holds; nothing for an empty name."""
+    return stored_in(weight_files(Path(folder).expanduser()).files) if folder else {}
+
+
+def scratch_folder(folder: str) -> Path:
+    return Path(folder).expanduser() if folder else Path(tempfile.gettempdir())

@@ -1,0 +1,188 @@
+"""The plan of a run: predicted, made to fit, refused with numbers, kept in the result, mended when memory runs out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sfumato.app import easing, planning
+from sfumato.app.assembly import on_device, open_for, resolve
+from sfumato.app.estimates import estimate
+from sfumato.app.faults import Failure
+from sfumato.app.metadata import open_image, read_metadata
+from sfumato.app.planning import after_failure
+from sfumato.app.rates import KINDS, costs_file, rates, seconds
+from sfumato.app.requests import GenerateRequest
+from sfumato.app.room import Room, room
+from sfumato.app.shelf import Shelf
+from sfumato.app.weighing import Weights, weigh
+
+SMALL = Weights(total=10**6, staying=10**5, largest=10**4)
+
+
+def request(**given: Any) -> GenerateRequest:
+    return GenerateRequest(**{"prompt": "a red cube", "steps": 2, "seed": 1, **given})
+
+
+def settled(**given: Any) -> tuple[GenerateRequest, Any, Weights]:
+    model, asked, weights, _ = open_for(on_device(request(**given)), Shelf())
+    return resolve(asked, model), model, weights
+
+
+def test_weights_are_known_before_opening(tiny: Path) -> None:
+    _, model, weights = settled(model=str(tiny))
+    assert weights.total == 4 * sum(model.info()["parameters"].values())
+    assert 0 < weights.largest < weights.staying < weights.total
+    assert weigh([tiny], "bfloat16").total == weights.total // 2
+    assert weigh([tiny / "nowhere"], "float32") == Weights()
+
+
+def test_the_estimate_grows_with_what_is_asked(tiny: Path) -> None:
+    asked, model, weights = settled(model=str(tiny), width=64, height=64)
+    given = Room(10**6, 10**9)
+
+    def found(**changed: Any) -> Any:
+        return estimate(asked.model_copy(update=changed), model, weights, given, timed=True)
+
+    one, wide, many = found(), found(width=128, height=128), found(batch=4, count=4)
+    assert wide.phases["sample"] > one.phases["sample"] and wide.phases["decode"] > one.phases["decode"]
+    assert many.phases["sample"] > one.phases["sample"] and many.phases["decode"] == one.phases["decode"]
+    assert one.seconds > 0 and many.seconds > 3 * one.seconds
+    held = found(offload=weights.moving / 2e9)
+    assert held.phases["sample"] == one.phases["sample"] - weights.moving + weights.moving // 2
+
+
+def test_offload_is_chosen_and_changes_no_bit(
+    generate: Callable[..., Any], own_folder: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    assert generate("a red cube", "--seed", "3", "-o", "plain.png").code == 0
+    monkeypatch.setattr(planning, "room", lambda device: Room(10**8, 10**12))
+    monkeypatch.setattr(planning, "beside", lambda model, held: 10**8)
+    asked, model, weights = settled(model=str(tiny), width=64, height=64)
+    whole = estimate(
+        asked.model_copy(update={"decode": "whole", "offload": 0.0}), model, weights, Room(10**8, 1)
+    )
+    limit = (whole.phases["sample"] - weights.moving // 3) / 1e9
+    said = generate("a red cube", "--seed", "3", "-o", "fit.png", "--memory", str(limit))
+    assert said.code == 0 and "planned to fit into" in said.err and "weights are held in part" in said.err
+    record = read_metadata(Path("fit.png")).record  # type: ignore[union-attr]
+    assert 0 < record["request"]["offload"] < weights.moving / 1e9
+    assert any("of the weights are held at once" in note for note in record["notes"])
+    assert open_image(Path("fit.png")).tobytes() == open_image(Path("plain.png")).tobytes()
+
+
+def test_refused_with_the_numbers(generate: Callable[..., Any], own_folder: Path) -> None:
+    said = generate("a red cube", "--memory", "0.01", "-o", "no.png")
+    assert said.code == 2 and not Path("no.png").exists()
+    assert "memory: '0.01 GB' is too little: 64x64 in float32 needs 0." in said.err
+    assert "ask for a smaller --size" in said.err and said.err.count("\n") == 1
+
+
+def test_dry_run_says_memory_and_time(generate: Callable[..., Any]) -> None:
+    plan = generate("a red cube", "--dry-run", "--json").data["plan"]
+    assert plan["seconds"] > 0 and plan["weights_bytes"] < plan["peak_bytes"] < plan["limit_bytes"]
+    assert plan["peak_bytes"] == max(plan["phase_bytes"].values()) and plan["planned_down"] == []
+    assert costs_file().is_file()
+
+
+def test_every_rung_is_taken_in_order(tiny: Path) -> None:
+    asked, _, _ = settled(model=str(tiny), width=64, height=64, batch=4, count=4)
+    told, phase = [], "sample"
+    for phase in ("decode", "decode", "sample", "sample", "sample"):
+        found = after_failure(asked, SMALL, phase)
+        assert found is not None
+        asked, how = found
+        told.append(how.split()[0])
+    assert (asked.decode, asked.batch) == ("stripes", 1)
+    assert told == ["pictures", "weights", "fewer", "fewer", "weights"]
+    while found is not None:
+        found = after_failure(asked, SMALL, "decode")
+        asked = found[0] if found else asked
+    assert asked.decode == "tiles" and asked.offload == pytest.approx(45e-6)
+
+
+def test_rates_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rates("cpu", "float32")
+    assert set(first) == set(KINDS) and all(value > 0 for value in first.values())
+    monkeypatch.setattr("sfumato.app.rates.measured", lambda *given: pytest.fail("measured again"))
+    assert rates("cpu", "float32") == first
+    assert seconds({"product": 2 * first["product"]}, first) == pytest.approx(2)
+
+
+def test_a_broken_file_of_rates_is_measured_over() -> None:
+    file = costs_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{")
+    assert rates("cpu", "float32")["moved"] > 0
+    assert isinstance(json.loads(file.read_text()), dict)
+
+
+def test_room_is_that_of_the_process() -> None:
+    now = room("cpu")
+    assert 10**7 < now.held < now.most
+
+
+CHILD = """
+import resource, sys
+from sfumato.app import cli, planning
+from sfumato.app.room import Room
+model, out, spare = sys.argv[1], sys.argv[2], int(sys.argv[3])
+arguments = ["generate", "a red cube", "-m", model, "--size", "1024x1024", "--steps", "1", "--seed", "3", "-o"]
+assert cli.main([*arguments[:5], "64x64", *arguments[6:], out]) == 0  # everything is loaded
+planning.surely_fits = lambda *given: True  # the plan is not to foresee it
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
+sys.exit(cli.main([*arguments, out]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space")
+def test_memory_that_runs_out_while_decoding(tmp_path: Path) -> None:
+    def run(spare: int) -> tuple[int, str, Path]:
+        out = tmp_path / f"{spare}.png"
+        command = [sys.executable, "-c", CHILD, "still-life", str(out), str(spare)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        return done.returncode, done.stderr, out
+
+    code, said, out = run(300_000_000)
+    assert code == 0, said
+    assert "memory ran out while the run was to decode; it goes on: pictures are decoded in stripes" in said
+    record = read_metadata(out).record  # type: ignore[union-attr]
+    assert record["request"]["decode"] == "tiles"
+    assert any("decoded in tiles, blended" in note for note in record["notes"])
+
+
+def test_down_to_the_foot(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rung is tried; at the foot of the ladder the failure is told."""
+    calls: list[str] = []
+
+    def fails(run: Any) -> None:
+        calls.append(run.request.decode)
+        raise easing.OutOfMemory("out of memory")
+
+    from sfumato.app.console import Console
+    from sfumato.app.generation import prepare
+    from sfumato.app.local import LocalWork
+
+    run = prepare(request(model=str(tiny), width=64, height=64), LocalWork(Console(quiet=True)))
+    with pytest.raises(Failure, match="out of memory"):
+        easing.eased(run, LocalWork(Console(quiet=True)), "decode", fails)
+    assert calls[:2] == ["whole", "stripes"] and calls[-1] == "tiles" and len(calls) < 8
+
+
+def test_a_job_is_planned_too(tiny: Path, own_folder: Path) -> None:
+    from sfumato.app.jobs.runner import Runner
+    from sfumato.app.jobs.store import Store
+
+    store = Store(own_folder / "jobs")
+    id = store.submit(request(model=str(tiny), width=64, height=64, offload=0.0001, decode="stripes"))
+    low = store.submit(request(model=str(tiny), width=64, height=64, memory=0.01))
+    Runner(Store(store.home)).run()
+    assert store.get(id).state == "completed"
+    assert store.get(low).state == "failed" and "is too little" in store.get(low).error

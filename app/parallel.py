@@ -132,7 +132,9 @@ def watch(home: Path, started: Sequence[subprocess.Popen[bytes]], console: Conso
             if child.poll() is None:
                 child.kill()
                 child.wait()
-    ended += [rank for rank in range(len(started)) if rank not in ended]
+    if failed is None:
+        ended = list(range(len(started)))  # some may have ended since the last look
+    # those that were killed here did nothing wrong
     bad = [rank for rank in ended if started[rank].returncode not in (0, INTERRUPTED)]
     if not bad:
         return started[0].returncode

@@ -6,6 +6,7 @@ other keyword parameters are options that do not change the result. Heavy import
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -81,6 +82,34 @@ def plain_command(task: Task) -> Callable[..., Any]:
     return run
 
 
+def together(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The command of a task whose pictures several processes can make together, with `--parallel` besides."""
+
+    def command(values: dict[str, Any], console: Console, *, parallel: Several = None, **given: Any) -> Any:
+        if parallel is None:
+            return function(values, console, **given)
+        from .local import Choices
+        from .parallel import Parallel, make_together
+
+        shape = Parallel.read(parallel)
+        if shape.shape.size == 1 or given["dry_run"]:
+            return function(values, console, **given)
+        choices = Choices(_output(given["output"]), given["preview_every"], given["sidecar"])
+        resume, request = given["resume"], None
+        if resume is None:
+            request = make_request(
+                GenerateRequest, gathered(GenerateRequest, values, given["config"], console)
+            )
+        return make_together(request, resume, console, choices, shape)
+
+    own = inspect.signature(function, eval_str=True)
+    more = inspect.Parameter("parallel", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Several)
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__signature__ = own.replace(parameters=[*own.parameters.values(), more])  # type: ignore[attr-defined]
+    return command
+
+
+@together
 def generate(
     values: dict[str, Any],
     console: Console,
@@ -91,7 +120,6 @@ def generate(
     resume: Resume = None,
     preview_every: PreviewEvery = 0,
     sidecar: Sidecar = False,
-    parallel: Several = None,
 ) -> int | None:
     """Make images from a prompt.
 
@@ -99,14 +127,6 @@ def generate(
     """
     from .local import Choices, generate_images, resume_images
 
-    if parallel is not None:
-        from .parallel import Parallel, make_together
-
-        together, choices = Parallel.read(parallel), Choices(_output(output), preview_every, sidecar)
-        if together.shape.size > 1 and not dry_run:
-            given = gathered(GenerateRequest, values, config, console) if resume is None else None
-            asked = None if given is None else make_request(GenerateRequest, given)
-            return make_together(asked, resume, console, choices, together)
     if resume is not None:
         return resume_images(resume, console, Choices(None, preview_every, sidecar))
     request = make_request(GenerateRequest, gathered(GenerateRequest, values, config, console))

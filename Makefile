@@ -55,6 +55,7 @@ bench: $(READY)
 	$(PY) benchmarks/generate.py
 	$(PY) benchmarks/jobs.py
 	$(PY) benchmarks/serving.py
+	$(PY) benchmarks/batch.py
 	$(PY) benchmarks/world.py
 	$(PY) benchmarks/reuse.py
 	$(PY) docs/build.py

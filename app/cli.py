@@ -124,8 +124,9 @@ def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def register() -> None:
     """Commands of the tasks, then the others."""
+    from .batch_commands import BATCH_ABOUT
     from .commands import COMMANDS
-    from .serve_commands import serve
+    from .serve_commands import serve, ui
     from .server.serving import Serving
     from .tasks import TASKS
 
@@ -137,16 +138,18 @@ def register() -> None:
         "models": typer.Typer(help=MODELS_ABOUT, invoke_without_command=True),
         "jobs": typer.Typer(help=JOBS_ABOUT, invoke_without_command=True),
         "jobs submit": typer.Typer(help="Queue a request of a task.", no_args_is_help=True),
+        "batch": typer.Typer(help=BATCH_ABOUT, no_args_is_help=True),
         "serve": typer.Typer(help=serve.__doc__, invoke_without_command=True),
         "serve token": typer.Typer(help="Tokens: who may use the server.", no_args_is_help=True),
     }
     groups["serve"].callback(help=serve.__doc__)(with_console(request_command(Serving)(serve), group=True))
+    app.command("ui")(with_console(request_command(Serving)(ui)))
     for name, about in (("models", MODELS_ABOUT), ("jobs", JOBS_ABOUT)):
         groups[name].callback(help=about)(_alone(COMMANDS[f"{name} list"]))
     for name, function in COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         groups[group].command(verb)(with_console(function))
-    for name in ("jobs submit", "serve token", "models", "train", "jobs", "serve"):
+    for name in ("jobs submit", "serve token", "models", "train", "jobs", "batch", "serve"):
         group, _, verb = name.rpartition(" ")
         groups[group].add_typer(groups[name], name=verb)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..pipelines.errors import BadInput
+from .batch_commands import BATCH
 from .console import Console, table
 from .faults import unknown
 from .job_commands import JOBS
@@ -183,5 +184,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train reuse": train_reuse,
     **MODELS,
     **JOBS,
+    **BATCH,
     **TOKENS,
 }

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 Step = Callable[[int, int], None]
 """Told (steps done, steps in all)."""
@@ -21,13 +21,15 @@ class Console:
     format: str = "text"
     quiet: bool = False
     verbose: bool = False
+    out: TextIO | None = None
+    """Where data goes, if something else writes to stdout meanwhile."""
 
     def data(self, value: Any, text: str | None = None) -> None:
         """`value` as JSON, or `text`, on stdout."""
         if self.format == "json" or text is None:
-            print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+            print(json.dumps(value, indent=2, ensure_ascii=False, default=str), file=self.out, flush=True)
         elif text:
-            print(text, flush=True)
+            print(text, file=self.out, flush=True)
 
     def say(self, text: str) -> None:
         if not self.quiet:

@@ -125,6 +125,7 @@ def prepare(
     *,
     suffix: str = ".png",
     words_for: Callable[[GenerateRequest], tuple[Words, ...]] = words_of,
+    adapters_for: Callable[[GenerateRequest, Model, tuple[Words, ...]], Adapters] = put_on,
     timed: bool = False,
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done or won't fit."""
@@ -136,7 +137,7 @@ def prepare(
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
     check_loras(request.techniques, words)
-    adapters = put_on(request, model, words)
+    adapters = adapters_for(request, model, words)
     check_metadata_fits(Path(f"0000{suffix}"), request, words)
     run = Run(request, model, pipe, words, adapters, pictures, weights, found, suffix, told)
     for note in all_notes(run):

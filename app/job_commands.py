@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -216,6 +216,18 @@ def jobs_run(
         bool,
         typer.Option("--alone", help="in this very process: it is not started again if a job takes it down"),
     ] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="where jobs run: here, or on a Ray cluster")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", help="of the Ray cluster; one is started here if not given", metavar="ADDRESS"
+        ),
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option("--replicas", help="jobs at once on Ray; 0 is one per device", min=0, max=1000)
+    ] = 0,
 ) -> int:
     """Run the jobs that wait, in their order, until none is left. Ctrl+C writes a checkpoint and stops."""
     from .jobs.home import data_folder, policy
@@ -225,10 +237,16 @@ def jobs_run(
 
         options = ["--device", device, "--format", console.format]
         options += [*(["--forever"] if forever else []), *(["--quiet"] if console.quiet else [])]
+        options += ["--engine", engine, "--replicas", str(replicas)]
+        options += ["--address", address] if address else []
         return supervise(options, data_folder(), console, strikes=policy().strikes)
     from .interruption import asked_to_stop
     from .jobs.runner import Runner, settle
 
+    if engine == "ray":
+        from .batch.ray_jobs import Cluster, run_on_ray
+
+        return run_on_ray(Cluster(address, replicas), data_folder(), console, forever=forever)
     name, others = settle(device)
     with asked_to_stop(console.say) as stopping:
         runner = Runner(_store(), name, others, policy=policy(), stopping=stopping, say=console.say)

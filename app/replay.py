@@ -107,6 +107,11 @@ def compare_records(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     model = old.get("model")
     if not isinstance(model, dict) or model.get("hash") != model_hash(new["model"]):
         found.append("weights: not the same as then")
+    together = old.get("together")
+    if isinstance(together, int) and together > 1:
+        found.append(
+            f"batch: sampled with {together - 1} others then, by itself now, which may change the last bits"
+        )
     for part in ("loras", "embeddings", "pictures"):
         if part in old and old[part] != new.get(part):
             found.append(f"{part}: not the same as then")

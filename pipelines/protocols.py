@@ -125,6 +125,12 @@ class Distill(Protocol):
     def __call__(self, predict: Predict, path: Path, z: Tensor, t: float, noise: Tensor) -> Tensor: ...
 
 
+class Encoder(Protocol):
+    """Prompts to what a network is conditioned on, [prompts, ...]."""
+
+    def __call__(self, prompts: Sequence[str], *, key: str) -> Cond: ...
+
+
 class Limits(NamedTuple):
     """What sizes and prompts a model takes. Sizes are pixels."""
 

@@ -19,7 +19,7 @@ from .loop import Control
 from .noise import SeededNoise
 from .paths import begin
 from .pipeline import Pipeline
-from .protocols import Cond, Conds, Guidance, Model, Patch, Sampler, Schedule, Wrap
+from .protocols import Cond, Conds, Encoder, Guidance, Model, Patch, Sampler, Schedule, Wrap
 from .sizes import check_count, check_size
 from .stopping import poll
 
@@ -84,6 +84,8 @@ class TextToImage:
     """What the model needs or accepts beside the prompt, [1,3,H,W] in 0..1 (a mask has one channel, 1 = repaint)."""
     start: FromImage | None = None
     """A picture to start from instead of noise; the result has its size."""
+    encoder: Encoder | None = None
+    """What encodes prompts in the model's stead, such as one that remembers them (remembered.py)."""
 
     def __call__(
         self,
@@ -93,11 +95,11 @@ class TextToImage:
         width: int | None = None,
         height: int | None = None,
         steps: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         count: int = 1,
         control: Control | None = None,
     ) -> Images:
-        """`count` images of each prompt, prompt by prompt. Image i has seed `seed` + i at any batch size."""
+        """`count` images of each prompt, prompt by prompt. Image i has seed `seed` + i or seed[i] at any batch size."""
         began = time.perf_counter()
         run = self.encode(
             prompt, negative=negative, width=width, height=height, steps=steps, seed=seed, count=count
@@ -120,7 +122,7 @@ class TextToImage:
         width: int | None = None,
         height: int | None = None,
         steps: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         count: int = 1,
     ) -> Encoded:
         """The first of the three parts of a call, for those who act between them."""
@@ -184,7 +186,7 @@ class TextToImage:
     def _encode(self, prompts: list[str], key: str, count: int) -> Cond:
         """Embeds for `count` images of each prompt; one row serves all if there is one prompt."""
         poll()
-        cond = self.model.encode(prompts, key=key)
+        cond = (self.encoder or self.model.encode)(prompts, key=key)
         embeds = dict(cond.embeds)
         if self.distilled is not None:
             if "guidance" not in embeds:
@@ -215,11 +217,14 @@ def _prompts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tupl
     return prompts, negatives
 
 
-def _seeds(seed: int, count: int, prompts: int) -> tuple[int, ...]:
+def _seeds(seed: int | Sequence[int], count: int, prompts: int) -> tuple[int, ...]:
     check_count("count", count)
+    images = count * prompts
+    if not isinstance(seed, int):
+        if len(seed) != images:
+            raise BadInput("seed", f"{len(seed)} seeds for {images} images; give one, or one for each image")
+        return tuple(_seeds(one, 1, 1)[0] for one in seed)
     check_count("seed", seed, least=0)
-    if seed + count * prompts > SEED_LIMIT:
-        raise BadInput(
-            "seed", f"seed = {seed} is too large for {count * prompts} images; give less than 2**63"
-        )
-    return tuple(range(seed, seed + count * prompts))
+    if seed + images > SEED_LIMIT:
+        raise BadInput("seed", f"seed = {seed} is too large for {images} images; give less than 2**63")
+    return tuple(range(seed, seed + images))

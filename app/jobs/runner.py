@@ -7,7 +7,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +55,8 @@ class Runner:
     stopping: Callable[[], bool] = _never
     say: Callable[[str], None] = _silent
     shelf: Shelf = field(default_factory=Shelf)
+    moves: bool = True
+    """Go into the folder of each job. Not where other runners share the process, which has one such place."""
     name: str = field(default_factory=lambda: f"{os.getpid()}-{secrets.token_hex(4)}")
 
     def run(self, *, forever: bool = False) -> dict[str, int]:
@@ -120,7 +122,7 @@ class Runner:
         try:
             work.begin()
             task, request = self._asked(found)
-            with _folder_of(found), stoppable(work.cancelled):
+            with _folder_of(found) if self.moves else nullcontext(), stoppable(work.cancelled):
                 outcome = task.job(request, work)
             work.finish(outcome)
             return COMPLETED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..requests import Request, field
 
@@ -21,6 +21,11 @@ class Serving(Request):
         True, "start a runner too, instead of `sfumato jobs run` elsewhere (on if not given)"
     )
     device: str = field("auto", "device of the runner: auto, cpu, mps or cuda:0")
+    engine: Literal["local", "ray"] = field("local", "where jobs run: here, or on replicas of a Ray cluster")
+    address: str | None = field(
+        None, "of the Ray cluster, as HOST:6379; one is started here if not given", min_length=1
+    )
+    replicas: int = field(0, "jobs at once on Ray; 0 is one per device", ge=0, le=1000)
     require_token: bool = field(False, "ask for a token on this machine's own address too", group="security")
     allow_path: tuple[str, ...] = field(
         (), "folder whose models, LoRAs and lists may be named in requests; repeat for more", group="security"

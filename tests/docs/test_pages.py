@@ -87,7 +87,15 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/attention.md", "docs/generate.md", "docs/jobs.md", "docs/world.md"]
+    "name",
+    [
+        "README.md",
+        "docs/attention.md",
+        "docs/batch.md",
+        "docs/generate.md",
+        "docs/jobs.md",
+        "docs/world.md",
+    ],
 )
 def test_python_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = block((ROOT / name).read_text(encoding="utf-8"), "python")

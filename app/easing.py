@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -40,7 +42,9 @@ def built(make: Callable[[], T]) -> T:
         raise OutOfMemory(
             "out of GPU memory; ask for a smaller size, --batch 1 or --dtype bfloat16"
         ) from error
-    except MemoryError as error:
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
         raise OutOfMemory("out of memory; ask for a smaller size, --batch 1 or --dtype bfloat16") from error
     except RuntimeError as error:
         if not any(sign in str(error) for sign in SIGNS):
@@ -73,5 +77,6 @@ def eased(run: Run, work: Work, phase: str, act: Callable[[Run], T]) -> tuple[Ru
             raise Failure(told)
         request, how = found
         work.note(f"memory ran out while the run was to {phase}; it goes on: {how}")
-        built(partial(place, run.model, request))
         run = replace(run, request=request)
+        with suppress(OutOfMemory):  # the next attempt will say whether it helped as far as it went
+            built(partial(place, run.model, request))

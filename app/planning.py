@@ -168,6 +168,8 @@ def _next_rung(
     request: SamplingRequest, weights: Weights, above: int, phase: str
 ) -> tuple[Rung | None, dict[str, Any] | None]:
     for rung in LADDER:
+        if rung is OFFLOAD and phase == "decode" and request.offload:
+            continue  # whatever is offloaded has left memory by then
         changed = rung.down(request, weights, above) if phase in rung.phases else None
         if changed is not None:
             return rung, changed

@@ -103,7 +103,7 @@ def test_every_rung_is_taken_in_order(tiny: Path) -> None:
     while found is not None:
         found = after_failure(asked, SMALL, "decode")
         asked = found[0] if found else asked
-    assert asked.decode == "tiles" and asked.offload == pytest.approx(45e-6)
+    assert asked.decode == "tiles" and asked.offload == pytest.approx(57e-6)
 
 
 def test_rates_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ import resource, sys
 from sfumato.app import cli, planning
 from sfumato.app.room import Room
 model, out, spare = sys.argv[1], sys.argv[2], int(sys.argv[3])
-arguments = ["generate", "a red cube", "-m", model, "--size", "1024x1024", "--steps", "1", "--seed", "3", "-o"]
+arguments = ["generate", "a red cube", "-m", model, "--size", "768x768", "--steps", "1", "--seed", "3", "-o"]
 assert cli.main([*arguments[:5], "64x64", *arguments[6:], out]) == 0  # everything is loaded
 planning.surely_fits = lambda *given: True  # the plan is not to foresee it
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -150,7 +150,7 @@ def test_memory_that_runs_out_while_decoding(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         return done.returncode, done.stderr, out
 
-    code, said, out = run(300_000_000)
+    code, said, out = run(310_000_000)
     assert code == 0, said
     assert "memory ran out while the run was to decode; it goes on: pictures are decoded in stripes" in said
     record = read_metadata(out).record  # type: ignore[union-attr]
@@ -173,7 +173,7 @@ def test_down_to_the_foot(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepare(request(model=str(tiny), width=64, height=64), LocalWork(Console(quiet=True)))
     with pytest.raises(Failure, match="out of memory"):
         easing.eased(run, LocalWork(Console(quiet=True)), "decode", fails)
-    assert calls[:2] == ["whole", "stripes"] and calls[-1] == "tiles" and len(calls) < 8
+    assert calls[:2] == ["whole", "stripes"] and calls[-1] == "tiles" and len(calls) == 4
 
 
 def test_a_job_is_planned_too(tiny: Path, own_folder: Path) -> None:

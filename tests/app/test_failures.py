@@ -123,7 +123,7 @@ def test_files_have_ordinary_rights(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_out_of_memory_is_one_sentence(generate, monkeypatch):
+def test_out_of_memory_says_what_was_tried_and_ends_in_one_sentence(generate, monkeypatch):
     from sfumato.pipelines.text_to_image import TextToImage
 
     def exhausted(*args, **kwargs):
@@ -133,7 +133,11 @@ def test_out_of_memory_is_one_sentence(generate, monkeypatch):
 
     monkeypatch.setattr(TextToImage, "sample", exhausted)
     said = generate("x", "-o", "a.png")
-    assert said.code == 1 and said.err.startswith("out of memory; ask for")
+    *tried, last = said.err.splitlines()
+    assert said.code == 1 and last.startswith("out of memory; ask for")
+    assert tried and all(
+        line.startswith("memory ran out while the run was to sample; it goes on") for line in tried
+    )
 
 
 def test_nan_is_a_failure(generate, monkeypatch):

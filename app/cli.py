@@ -126,7 +126,7 @@ def register() -> None:
     """Commands of the tasks, then the others."""
     from .batch_commands import BATCH_ABOUT
     from .commands import COMMANDS
-    from .serve_commands import serve
+    from .serve_commands import serve, ui
     from .server.serving import Serving
     from .tasks import TASKS
 
@@ -143,6 +143,7 @@ def register() -> None:
         "serve token": typer.Typer(help="Tokens: who may use the server.", no_args_is_help=True),
     }
     groups["serve"].callback(help=serve.__doc__)(with_console(request_command(Serving)(serve), group=True))
+    app.command("ui")(with_console(request_command(Serving)(ui)))
     for name, about in (("models", MODELS_ABOUT), ("jobs", JOBS_ABOUT)):
         groups[name].callback(help=about)(_alone(COMMANDS[f"{name} list"]))
     for name, function in COMMANDS.items():

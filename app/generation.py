@@ -55,18 +55,21 @@ class Run:
     suffix: str = ".png"
     told: tuple[str, ...] = ()
     """Notes from before the model was opened."""
+    together: str = ""
+    """The processes that make it, as cfg=2; empty if this one does alone."""
 
     def name(self, index: int) -> str:
         return f"{index:04d}{self.suffix}"
 
     def record(self, index: int) -> dict[str, Any]:
         words = self.words[index]
+        shared = {"parallel": self.together} if self.together else {}
         record = make_record(
             self.request,
             index,
             self.model.info(),
             used=defaults_used(self.request, self.model),
-            machine=machine(self.request),
+            machine=machine(self.request) | shared,
             notes=self.notes(index),
         )
         record |= {"pictures": dict(self.pictures)} if self.pictures else {}
@@ -79,8 +82,10 @@ class Run:
         return (*self.told, *remarks(self.words[index], self.model), *after)
 
     def alike(self, first: int) -> int:
-        """How many images from `first` on make a batch: those of its window under the same LoRAs."""
+        """How many images from `first` on make a batch: those of its window, under the same LoRAs if they must be."""
         end = min(first - first % self.request.batch + self.request.batch, self.request.count)
+        if self.adapters.mixes:
+            return end - first
         loras = self.words[first].loras
         return next((i for i in range(first, end) if self.words[i].loras != loras), end) - first
 
@@ -208,12 +213,15 @@ def strange(run: Run, job: Mapping[str, Any]) -> str | None:
 
 def sample(run: Run, first: int, work: Work, earlier: Checkpoint | None = None) -> Batch:
     """One batch, from image `first` on; from its checkpoint, if `earlier` is one of this batch."""
-    request, count = run.request, run.alike(first)
-    assert request.seed is not None
-    words = run.words[first : first + count]
+    words = run.words[first : first + run.alike(first)]
+    with run.adapters.acting([one.loras for one in words]):
+        return _sampled(run, first, words, work, earlier)
+
+
+def _sampled(run: Run, first: int, words: tuple[Words, ...], work: Work, earlier: Checkpoint | None) -> Batch:
+    request, count = run.request, len(words)
     told = [(one.prompt, one.negative) for one in words]
     same = len(set(told)) == 1
-    run.adapters.weigh(words[0].loras)
     fingerprint = json.dumps(run.job(first) | dict(work.about()), sort_keys=True)
     began = time.perf_counter()
     work.phase("encode")

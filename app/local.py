@@ -158,6 +158,19 @@ def resume_images(name: str, console: Console, choices: Choices) -> int:
     """Take up an interrupted run: the images still to come, the first from its checkpoint."""
     from .generation import prepare, strange
 
+    work, request, first = taken_up(name, console, choices)
+    run = prepare(request, work, suffix=work.paths[0].suffix.lower())
+    _, job = read_checkpoint(name)
+    why = strange(run, job)
+    if why is not None:
+        raise refuse("resume", name, why)
+    work.done = [run.name(index) for index in range(first)]
+    check_output(str(work.paths[first]), make=True)
+    return finish(run, work)
+
+
+def taken_up(name: str, console: Console, choices: Choices) -> tuple[LocalWork, GenerateRequest, int]:
+    """Work to go on with, its request, and how many of its images are there already."""
     _, job = read_checkpoint(name)
     if "paths" not in job:
         raise refuse("resume", name, "belongs to a job; `sfumato jobs run` goes on with it")
@@ -166,14 +179,7 @@ def resume_images(name: str, console: Console, choices: Choices) -> int:
     if len(paths) != request.count or not 0 <= first < request.count:
         raise refuse("resume", name, "is a checkpoint whose request and files disagree")
     choices = Choices(None, choices.preview_every, bool(job.get("sidecar")))
-    work = LocalWork(console, choices, paths, earlier=Path(name).expanduser())
-    run = prepare(request, work, suffix=paths[0].suffix.lower())
-    why = strange(run, job)
-    if why is not None:
-        raise refuse("resume", name, why)
-    work.done = [run.name(index) for index in range(first)]
-    check_output(str(paths[first]), make=True)
-    return finish(run, work)
+    return LocalWork(console, choices, paths, earlier=Path(name).expanduser()), request, first
 
 
 def run_here(request: Request, job: Job, console: Console, output: str | None) -> int:

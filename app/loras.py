@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ..pipelines.learned_words import learn
 from ..pipelines.loras import Loras
 from ..pipelines.named_files import named_file
 from ..pipelines.protocols import Model
+from ..pipelines.row_loras import LoraStore, has_magnitudes
 from ..pipelines.weights import tensor_hash
 from .chosen import LoraChoice
 from .faults import refuse
@@ -30,10 +32,25 @@ class Adapters:
     words: dict[str, str] = field(default_factory=dict)
     """Learned words and the hashes of their files."""
     notes: tuple[str, ...] = ()
+    store: LoraStore | None = None
+    """Where images of one batch have LoRAs of their own."""
 
-    def weigh(self, chosen: Iterable[LoraChoice]) -> None:
+    @property
+    def mixes(self) -> bool:
+        """Whether images of one batch may have different LoRAs."""
+        return self.store is not None and self.store.mixes
+
+    @contextmanager
+    def acting(self, chosen: Sequence[tuple[LoraChoice, ...]]) -> Iterator[None]:
+        """Inside, image i of a batch is made under chosen[i]; without a store all are the same."""
+        if self.store is not None:
+            rows = [{lora.name: lora.weight for lora in loras} for loras in chosen]
+            with self.store.rows(rows if any(row != rows[0] for row in rows) else rows[:1]):
+                yield
+            return
         if self.hashes:
-            self.loras.weigh({lora.name: lora.weight for lora in chosen})
+            self.loras.weigh({lora.name: lora.weight for lora in chosen[0]})
+        yield
 
     def record(self, words: Words) -> dict[str, Any]:
         """For one image's record: what acted on it."""
@@ -45,12 +62,17 @@ class Adapters:
 
 
 def put_on(request: SamplingRequest, model: Model, words: Iterable[Words]) -> Adapters:
-    """All LoRAs that some image needs, at rest, and the learned words."""
+    """All LoRAs that some image needs, at rest, and the learned words.
+
+    Where batches can hold images under different ones, they lie in a store, unless one is a DoRA.
+    """
     loras, hashes, notes = Loras(model), {}, []
-    names = dict.fromkeys(lora.name for one in dict.fromkeys(words) for lora in one.loras)
-    for name in names:
-        path = lora_file(name, request)
-        found = loras.add(name, path)
+    different = dict.fromkeys(one.loras for one in words)
+    files = {name: lora_file(name, request) for name in dict.fromkeys(x.name for y in different for x in y)}
+    several = request.batch > 1 and len(different) > 1
+    store = LoraStore(model) if several and not any(map(has_magnitudes, files.values())) else None
+    for name, path in files.items():
+        found = loras.add(name, path) if store is None else store.add(name, path)
         hashes[name] = tensor_hash(found.path)
         if found.unused:
             notes.append(
@@ -61,7 +83,7 @@ def put_on(request: SamplingRequest, model: Model, words: Iterable[Words]) -> Ad
         file = Path(given).expanduser()
         word = learn(model, file)
         learned[word] = tensor_hash(file)
-    return Adapters(loras, hashes, learned, tuple(notes))
+    return Adapters(loras, hashes, learned, tuple(notes), store)
 
 
 def lora_file(name: str, request: SamplingRequest) -> Path:

@@ -1,4 +1,4 @@
-"""`sfumato serve ...`: the HTTP API, and the tokens that open it."""
+"""`sfumato serve ...`: the HTTP API, and the tokens that open it; `sfumato ui`: the pages, in one process with it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from .faults import Failure
 from .server.serving import Serving
 from .settings import make_request
 
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "multipart")
+"""Packages of the server."""
+
+Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the pages in the usual browser")]
 Name = Annotated[str, typer.Argument(help="what the token is called, as my-laptop", metavar="NAME")]
 
 
@@ -21,19 +25,39 @@ def serve(values: dict[str, Any], console: Console) -> int:
 
     Listens to this machine alone unless told otherwise. Ends on Ctrl+C or SIGTERM; jobs go on at the next start.
     """
-    from importlib.util import find_spec
+    from .jobs.home import data_folder
+
+    serving = make_request(Serving, values)
+    _installed("serve", NEEDED)
+    from .server.process import serve as run
+
+    return run(serving, data_folder(), console)
+
+
+def ui(values: dict[str, Any], console: Console, *, browser: Browser = True) -> int:
+    """Open the pages: every task as a form, the queue, the gallery. The HTTP API is there too.
+
+    Listens to this machine alone unless told otherwise. Ends on Ctrl+C or SIGTERM; jobs go on at the next start.
+    """
+    import webbrowser
 
     from .jobs.home import data_folder
 
     serving = make_request(Serving, values)
-    missing = [
-        name for name in ("fastapi", "uvicorn", "prometheus_client", "multipart") if not find_spec(name)
-    ]
-    if missing:
-        raise Failure(f"serve: {', '.join(missing)} is not installed; pip install 'sfumato[serve]' brings it")
+    _installed("ui", (*NEEDED, "gradio", "markupsafe"))
     from .server.process import serve as run
 
-    return run(serving, data_folder(), console)
+    return run(serving, data_folder(), console, pages=True, ready=webbrowser.open if browser else None)
+
+
+def _installed(extra: str, packages: tuple[str, ...]) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if not find_spec(name)]
+    if missing:
+        raise Failure(
+            f"{extra}: {', '.join(missing)} is not installed; pip install 'sfumato[{extra}]' brings it"
+        )
 
 
 def token_add(console: Console, name: Name) -> None:

@@ -6,6 +6,7 @@ other keyword parameters are options that do not change the result. Heavy import
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -47,6 +48,14 @@ PreviewEvery = Annotated[
 Sidecar = Annotated[
     bool, typer.Option("--sidecar", help="write the record and the timings beside each image as .json")
 ]
+Several = Annotated[
+    str | None,
+    typer.Option(
+        "--parallel",
+        help="processes that make each picture together, one per GPU: cfg=2 spreads the guidance, ulysses=4 the tokens",
+        metavar="KEY=N[,...]",
+    ),
+]
 
 
 class Task(NamedTuple):
@@ -73,6 +82,34 @@ def plain_command(task: Task) -> Callable[..., Any]:
     return run
 
 
+def together(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The command of a task whose pictures several processes can make together, with `--parallel` besides."""
+
+    def command(values: dict[str, Any], console: Console, *, parallel: Several = None, **given: Any) -> Any:
+        if parallel is None:
+            return function(values, console, **given)
+        from .local import Choices
+        from .parallel import Parallel, make_together
+
+        shape = Parallel.read(parallel)
+        if shape.shape.size == 1 or given["dry_run"]:
+            return function(values, console, **given)
+        choices = Choices(_output(given["output"]), given["preview_every"], given["sidecar"])
+        resume, request = given["resume"], None
+        if resume is None:
+            request = make_request(
+                GenerateRequest, gathered(GenerateRequest, values, given["config"], console)
+            )
+        return make_together(request, resume, console, choices, shape)
+
+    own = inspect.signature(function, eval_str=True)
+    more = inspect.Parameter("parallel", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Several)
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__signature__ = own.replace(parameters=[*own.parameters.values(), more])  # type: ignore[attr-defined]
+    return command
+
+
+@together
 def generate(
     values: dict[str, Any],
     console: Console,

@@ -9,6 +9,7 @@ of rounding, in float32 to about 4e-6 of the result.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -57,14 +58,28 @@ _AT = torch.tensor(
 )
 _IN, _OUT = torch.kron(_BT, _BT).float(), torch.kron(_AT, _AT).float()
 """[36,36] and [16,36]."""
+_WEIGHT = torch.kron(_G, _G)
+"""[36,9], in double precision."""
 
 
 def prepared(weight: Tensor) -> Tensor:
     """A weight [O,I,3,3] as its 36 matrices [36,I,O], float32."""
-    w = weight.detach().double()
-    return (
-        torch.einsum("ia,ocab,jb->ijco", _G, w, _G).reshape(36, w.shape[1], w.shape[0]).float().contiguous()
-    )
+    return torch.cat([part for _, part in _parts(weight)], 2)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """The same as the kernel in C++ reads them: [36,O/16,I,16], what is missing of the last 16 zero."""
+    out = torch.zeros(36, -(-len(weight) // 16), weight.shape[1], 16)
+    for first, part in _parts(weight):
+        out[:, first // 16, :, : part.shape[2]] = part
+    return out
+
+
+def _parts(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Sixteen outputs at a time: the first one's number, and [36,I,16 or fewer]."""
+    for first in range(0, len(weight), 16):
+        some = weight.detach()[first : first + 16].double().flatten(2)
+        yield first, (some @ _WEIGHT.T).float().permute(2, 1, 0)
 
 
 def conv3x3(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
@@ -103,12 +118,6 @@ class _Convolution(ctypes.Structure):
     )
 
 
-def packed(matrices: Tensor) -> Tensor:
-    """[36,I,O] as the kernel in C++ reads them: [36,O/16,I,16]."""
-    more = -matrices.shape[2] % 16
-    return F.pad(matrices, (0, more)).unflatten(2, (-1, 16)).transpose(1, 2).contiguous()
-
-
 class WinogradConv2d(nn.Module):
     """In place of a convolution that `fits`; in C++ where that compiles, else in plain torch."""
 
@@ -116,8 +125,8 @@ class WinogradConv2d(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.native = available() is None
-        matrices = prepared(layer.weight)
-        self.matrices = nn.Parameter(packed(matrices) if self.native else matrices, requires_grad=False)
+        make = packed if self.native else prepared
+        self.matrices = nn.Parameter(make(layer.weight), requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:

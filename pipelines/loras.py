@@ -46,7 +46,7 @@ class Loras:
         if name in self._files:
             raise BadInput("loras", f"loras: {name!r} is there already; remove it first")
         self._check_live()
-        nets, main = self._nets()
+        nets, main = networks(self.model)
         found = read_lora(Path(file).expanduser(), nets, main)
         taken = {int(known.removeprefix("lora")) for known in self._ids.values()}
         own = f"lora{max(taken, default=-1) + 1}"
@@ -71,7 +71,7 @@ class Loras:
         """Take one off; with the last, the model is what it was before."""
         self._check_live()
         self._own({name: 1.0})
-        nets, _ = self._nets()
+        nets, _ = networks(self.model)
         for part in self._files[name].parts:
             take_off(nets[part], [self._ids[name]])
         del self._files[name], self._ids[name]
@@ -105,16 +105,17 @@ class Loras:
         if self._merged:
             raise BadInput("loras", "loras: some are merged into the weights; call unmerge() first")
 
-    def _nets(self) -> tuple[dict[str, nn.Module], str]:
-        """The model's networks by their names in its folder, and the name of the one that denoises."""
-        if not isinstance(self.model, Checkpoint):
-            raise BadInput("loras", f"loras: {self.model.name} is no checkpoint; LoRAs act on opened folders")
-        nets = {name: part.net for name, part in self.model.parts.items()}
-        main = next((name for name, net in nets.items() if net is self.model.denoise.net), None)
-        if main is None:
-            raise BadInput("loras", f"loras: the network of {self.model.name} is none of its parts")
-        return nets, main
-
     def _changed(self) -> dict[str, nn.Module]:
-        nets, _ = self._nets()
+        nets, _ = networks(self.model)
         return {part: nets[part] for part in nets if any(part in file.parts for file in self._files.values())}
+
+
+def networks(model: Model) -> tuple[dict[str, nn.Module], str]:
+    """The model's networks by their names in its folder, and the name of the one that denoises."""
+    if not isinstance(model, Checkpoint):
+        raise BadInput("loras", f"loras: {model.name} is no checkpoint; LoRAs act on opened folders")
+    nets = {name: part.net for name, part in model.parts.items()}
+    main = next((name for name, net in nets.items() if net is model.denoise.net), None)
+    if main is None:
+        raise BadInput("loras", f"loras: the network of {model.name} is none of its parts")
+    return nets, main

@@ -148,9 +148,7 @@ def rehearse(act: Callable[[], object], nets: Sequence[nn.Module], *, copies: bo
 def sampling(model: Model, conds: Sequence[Cond], width: int, height: int, batch: int) -> Need:
     """One evaluation of the network for these conditions, which may be on meta or not."""
     net = model.denoise.net
-    own = [type(layer).__module__ for layer in net.modules()]
-    if any(".kernels." in name and not name.endswith(PACKED) for name in own):
-        raise TypeError("layers with kernels of their own look at numbers; they can't be rehearsed")
+    _check(net)
     device = next((weight.device.type for weight in net.parameters()), "cpu")
     start = model.denoise.path.start
 
@@ -162,11 +160,18 @@ def sampling(model: Model, conds: Sequence[Cond], width: int, height: int, batch
     return rehearse(act, [net], copies=device == "cpu")
 
 
+def _check(net: nn.Module) -> None:
+    own = [type(layer).__module__ for layer in net.modules()]
+    if any(".kernels." in name and not name.endswith(PACKED) for name in own):
+        raise TypeError("layers with kernels of their own look at numbers; they can't be rehearsed")
+
+
 def decoding(model: Model, width: int, height: int) -> Need:
     """One picture out of its latents, as its autoencoder works now."""
     if not isinstance(model, Checkpoint):
         raise TypeError(f"{type(model).__name__} is no opened checkpoint")
     vae = model.codec.vae
+    _check(vae)
     device = next((weight.device.type for weight in vae.parameters()), "cpu")
 
     def act() -> None:

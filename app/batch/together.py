@@ -193,31 +193,31 @@ def alone(place: Place, kept: Kept, work: Collected) -> Made:
 
 def sample(places: Sequence[Place], kept: Kept, work: Collected) -> Batch:
     run, words, request = places[0].run, places[0].words, places[0].run.request
-    run.adapters.weigh(words.loras)
     pipe = replace(run.pipe, encoder=kept.remembered(run.model, words))
     told = [(place.words.prompt, place.words.negative) for place in places]
     same, negatives = len(set(told)) == 1, {negative for _, negative in told}
     began = time.perf_counter()
-    encoded = built(
-        lambda: pipe.encode(
-            told[0][0] if same else [prompt for prompt, _ in told],
-            negative=told[0][1] if len(negatives) == 1 else [negative for _, negative in told],
-            width=request.width,
-            height=request.height,
-            steps=request.steps,
-            seed=[place.seed for place in places],
-            count=len(places) if same else 1,
-        )
-    )
-    ready = time.perf_counter()
 
     def on_step(event: Event) -> None:
         work.progress(event.step, event.steps)
 
-    try:
-        latents = built(lambda: pipe.sample(encoded, Control(on_step=on_step, cancelled=work.cancelled)))
-    except Cancelled as cancelled:
-        raise Stopped(str(cancelled)) from cancelled
+    with run.adapters.acting([words.loras] * len(places)):
+        encoded = built(
+            lambda: pipe.encode(
+                told[0][0] if same else [prompt for prompt, _ in told],
+                negative=told[0][1] if len(negatives) == 1 else [negative for _, negative in told],
+                width=request.width,
+                height=request.height,
+                steps=request.steps,
+                seed=[place.seed for place in places],
+                count=len(places) if same else 1,
+            )
+        )
+        ready = time.perf_counter()
+        try:
+            latents = built(lambda: pipe.sample(encoded, Control(on_step=on_step, cancelled=work.cancelled)))
+        except Cancelled as cancelled:
+            raise Stopped(str(cancelled)) from cancelled
     return Batch(latents, encoded.seeds, ready - began, time.perf_counter() - ready)
 
 

@@ -35,11 +35,16 @@ Paths are never read from requests: pictures are uploaded and named by id, model
 
 
 def build_app(
-    serving: Serving, home: Path, *, tasks: Sequence[Task] = TASKS, runner: Callable[[], bool] | None = None
+    serving: Serving,
+    home: Path,
+    *,
+    tasks: Sequence[Task] = TASKS,
+    runner: Callable[[], bool] | None = None,
+    pages: bool = False,
 ) -> FastAPI:
     """The application over one data folder. Pages may be mounted into it; `identity.known` says who asks.
 
-    `runner` tells whether the server's own runner lives.
+    `runner` tells whether the server's own runner lives; `pages` mounts those of `sfumato ui`.
     """
     desk = Desk(serving, home, tasks, runner)
 
@@ -75,6 +80,10 @@ def build_app(
     for router in (submission, *ROUTERS):
         app.router.routes.extend(router.routes)  # as routes, so that a walk finds every one of them
     listen(app)
+    if pages:
+        from ..ui.mounting import mount
+
+        mount(app, desk)
     if serving.allow_origin:
         app.add_middleware(
             CORSMiddleware,

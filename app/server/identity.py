@@ -2,7 +2,8 @@
 
 A token comes as `Authorization: Bearer TOKEN`, as the password of `Authorization: Basic` (what clients of A1111 send),
 or, for reading only, in the cookie that `POST /v1/session` sets: pictures and event streams of a page can't send
-headers. What changes something needs the header, so another site's page can't do it with a visitor's cookie.
+headers. What changes something needs the header, so another site's page can't do it with a visitor's cookie. The pages
+under `/ui` can't send it either; there the cookie is enough if the browser says that a page of this very server asks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import binascii
 import math
 from typing import Annotated, NamedTuple
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
@@ -19,6 +21,8 @@ from starlette.exceptions import HTTPException
 from .desk import Desk, desk_of
 
 COOKIE = "sfumato_token"
+PAGES = "/ui"
+"""Where pages are, if there are any."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 ASK = {"WWW-Authenticate": 'Bearer realm="sfumato"'}
 
@@ -75,7 +79,17 @@ def _sent(request: Request) -> str | None:
                 return base64.b64decode(value, validate=True).decode().partition(":")[2]
             except (binascii.Error, UnicodeDecodeError):
                 return None
-    return request.cookies.get(COOKIE) if request.method in SAFE else None
+    return request.cookies.get(COOKIE) if request.method in SAFE or _from_own_page(request) else None
+
+
+def _from_own_page(request: Request) -> bool:
+    """Browsers tell the origin of whatever changes something, and no page can make them lie."""
+    try:
+        asking = urlsplit(request.headers.get("origin", "")).netloc
+    except ValueError:
+        return False
+    own = request.headers.get("host", "")
+    return request.scope["path"].startswith(f"{PAGES}/") and bool(own) and asking.lower() == own.lower()
 
 
 Known = Annotated[Identity, Depends(known)]

@@ -69,7 +69,7 @@ class Places:
                 case "model":
                     return self.model(value, name)
                 case "bridge":
-                    return value if value in _names(BRIDGE) else self.place(value, name)
+                    return value if value in installed(BRIDGE) else self.place(value, name)
                 case "picture":
                     return str(self.inputs.path(value, name, store))
                 case "pictures":
@@ -82,7 +82,7 @@ class Places:
     def model(self, text: str, field: str) -> str:
         """A name that this machine knows, or a place within an open folder."""
         _sound(text, field)
-        names = _names(INDEX)
+        names = installed(INDEX)
         remembered = read_registry()
         if text in names or text in remembered:
             return text
@@ -167,7 +167,7 @@ class Places:
         return None
 
 
-def _names(index: str) -> list[str]:
+def installed(index: str) -> list[str]:
     """What came with the installation."""
     return [found.parent.name for found in MODELS.glob(f"*/{index}")]
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,31 +32,46 @@ BACKLOG = 1024
 class Server(uvicorn.Server):
     """Tells who waits before it closes the door."""
 
-    def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
+    def __init__(self, config: uvicorn.Config, desk: Desk, ready: Callable[[], object] | None = None) -> None:
         super().__init__(config)
-        self.desk = desk
+        self.desk, self.ready = desk, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.ready is not None and self.started:
+            self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.desk.drain()
         super().handle_exit(sig, frame)
 
 
-def serve(serving: Serving, home: Path, console: Console) -> int:
-    """Until SIGTERM or Ctrl+C: then open requests end, and the runner writes its checkpoint."""
+def serve(
+    serving: Serving,
+    home: Path,
+    console: Console,
+    *,
+    pages: bool = False,
+    ready: Callable[[str], object] | None = None,
+) -> int:
+    """Until SIGTERM or Ctrl+C: then open requests end, and the runner writes its checkpoint.
+
+    `ready` is told the address once it answers.
+    """
     check(serving, home)
     link = listening(serving)
     host, port = link.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     child = start_runner(serving, home, console) if serving.runner else None
     alive = None if child is None else lambda: child.poll() is None
-    app = build_app(serving.model_copy(update={"port": port}), home, runner=alive)
+    app = build_app(serving.model_copy(update={"port": port}), home, runner=alive, pages=pages)
     desk = app.state.desk
     desk.inputs.sweep(desk.store)
     config = configured(app, serving, verbose=console.verbose)
     before = [signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)]
     console.data({"url": url, "home": str(home), "pid": os.getpid()}, f"serving {url}")
     try:
-        Server(config, desk).run(sockets=[link])
+        Server(config, desk, ready and (lambda: ready(url))).run(sockets=[link])
     finally:
         link.close()
         if child is not None:

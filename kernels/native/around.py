@@ -102,6 +102,9 @@ def functions() -> ctypes.CDLL:
 
 
 def at(tensor: Tensor | None) -> int | None:
+    """Where its numbers lie."""
+    if tensor is not None and tensor.device.type != "cpu":
+        raise TypeError(f"kernels in C++ are for tensors in memory, this one is on {tensor.device}")
     return None if tensor is None else tensor.data_ptr()
 
 

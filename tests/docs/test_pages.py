@@ -94,6 +94,7 @@ def anchors(page: Path) -> set[str]:
         "docs/batch.md",
         "docs/generate.md",
         "docs/jobs.md",
+        "docs/optimize.md",
         "docs/world.md",
     ],
 )

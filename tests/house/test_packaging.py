@@ -20,13 +20,20 @@ from packaging.version import Version
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "starlette": "fastapi"}
 """Import name -> name to install, where they differ."""
-OF_AN_EXTRA = {"app/server": "serve", "kernels/triton": "gpu"}
+OF_AN_EXTRA = {"app/server": "serve", "kernels/triton": "gpu", "app/ui": "ui"}
 """Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
 KERNELS = tuple(
     f"kernels/native/{name}"
     for name in ("attention.cpp", "norms.h", "products.cpp", "roundings.cpp", "vectors.h", "winograd.cpp")
 )
-DATA = ("assets/models", "pipelines/doors/configs", *KERNELS, "py.typed")
+DATA = (
+    "app/ui/pages.css",
+    "app/ui/pages.js",
+    "assets/models",
+    "pipelines/doors/configs",
+    *KERNELS,
+    "py.typed",
+)
 """What the wheel carries beside code."""
 
 

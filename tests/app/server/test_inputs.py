@@ -185,7 +185,7 @@ def test_what_is_open_is_spelled_out(places, tmp_path):
 @pytest.mark.parametrize("task", REQUESTS)
 def test_every_text_of_a_request_says_what_it_holds(task):
     """A text that is marked as nothing can't hold a path over HTTP; those that may must be known here."""
-    plain = {"device", "dtype", "maps", "view"}
+    plain = {"decode", "device", "dtype", "maps", "view"}
     for name, info in REQUESTS[task].model_fields.items():
         if "str" not in str(info.annotation):
             continue

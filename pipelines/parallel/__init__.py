@@ -1,0 +1,1 @@
+"""One picture on several devices: who computes what, and how the parts come together."""

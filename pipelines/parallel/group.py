@@ -54,6 +54,8 @@ class Team:
     size: int
     handle: Any
     """torch.distributed's process group."""
+    patience: timedelta | None = None
+    """How long this process waits for gloo, which may itself forget its own limit; nccl has a watchdog."""
 
     def gather(self, own: Tensor) -> list[Tensor]:
         """The tensor of every process, in the order of their ranks; all must have one shape and dtype."""
@@ -62,7 +64,7 @@ class Team:
         own = own.contiguous()
         found = [torch.empty_like(own) for _ in range(self.size)]
         with told():
-            dist.all_gather(found, own, group=self.handle)
+            ended(dist.all_gather(found, own, group=self.handle, async_op=True), self.patience)
         return found
 
     def exchange(self, parts: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
@@ -72,8 +74,10 @@ class Team:
         sent = torch.cat([part.reshape(-1) for part in parts])
         sizes = [torch.Size(shape).numel() for shape in shapes]
         taken = sent.new_empty(sum(sizes))
+        counts = [part.numel() for part in parts]
         with told():
-            dist.all_to_all_single(taken, sent, sizes, [part.numel() for part in parts], group=self.handle)
+            work = dist.all_to_all_single(taken, sent, sizes, counts, group=self.handle, async_op=True)
+            ended(work, self.patience)
         return [part.view(shape) for part, shape in zip(taken.split(sizes), shapes, strict=True)]
 
     def shift(self, own: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -85,8 +89,8 @@ class Team:
         sent = dist.P2POp(dist.isend, own, there, self.handle)
         came = dist.P2POp(dist.irecv, taken, here, self.handle)
         with told():
-            for request in dist.batch_isend_irecv([sent, came]):
-                request.wait()
+            for work in dist.batch_isend_irecv([sent, came]):
+                ended(work, self.patience)
         return taken
 
 
@@ -111,10 +115,18 @@ class Group:
         def asked() -> bool:
             flag = torch.tensor([self.first and cancelled()], dtype=torch.uint8)
             with told():
-                dist.broadcast(flag, 0)
+                ended(dist.broadcast(flag, 0, async_op=True), self.branches.patience)
             return bool(flag)
 
         return asked
+
+
+def ended(work: Any, patience: timedelta | None) -> None:
+    """Wait for an exchange."""
+    if patience is None:
+        work.wait()
+    else:
+        work.wait(patience)
 
 
 @contextmanager
@@ -134,6 +146,7 @@ def joined(
     """Meet the other processes through the file `meeting`, which must be new and on a disk that all share.
 
     CPU tensors go through gloo, those of a GPU through nccl. `timeout` is in seconds, for any one exchange.
+    After `Lost` the process must end by `os._exit`: gloo's threads may still wait, and are not waited for here.
     """
     import torch.distributed as dist
 
@@ -150,13 +163,20 @@ def joined(
             world_size=shape.size,
             timeout=timedelta(seconds=timeout),
         )
+    # gloo's own limit comes first, as its sentence says more
+    patience = None if device.startswith("cuda") else timedelta(seconds=timeout + 2)
+    lost = False
     try:
-        yield _placed(rank, shape)
+        yield _placed(rank, shape, patience)
+    except Lost:
+        lost = True
+        raise
     finally:
-        dist.destroy_process_group()
+        if not lost:
+            dist.destroy_process_group()
 
 
-def _placed(rank: int, shape: Shape) -> Group:
+def _placed(rank: int, shape: Shape, patience: timedelta | None) -> Group:
     import torch.distributed as dist
 
     ranks = torch.arange(shape.size).view(shape.branches, shape.sequence)
@@ -167,6 +187,6 @@ def _placed(rank: int, shape: Shape) -> Group:
     return Group(
         rank,
         shape,
-        Team(row, shape.branches, columns[column]),
-        Team(column, shape.sequence, rows[row]),
+        Team(row, shape.branches, columns[column], patience),
+        Team(column, shape.sequence, rows[row], patience),
     )

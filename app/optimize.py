@@ -10,9 +10,9 @@ from ..pipelines.errors import BadInput
 from ..pipelines.protocols import Model
 from . import reuse
 from .assembly import on_device, open_for
-from .builder import build, find
+from .builder import slot_of
 from .chosen import Technique
-from .converting import FLOAT_ONLY
+from .converting import FLOAT_ONLY, names_loras
 from .requests import SamplingRequest
 from .shelf import Shelf
 from .weighing import Weights
@@ -37,8 +37,8 @@ class Opened(NamedTuple, Generic[R]):
     request: R
     notes: tuple[str, ...]
     weights: Weights
-    lightened: bool
-    """Whether its weights were offloaded without being asked for."""
+    lightened: tuple[str, ...]
+    """What was planned down before it was opened."""
 
 
 def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
@@ -68,12 +68,12 @@ def settled(request: R) -> tuple[R, tuple[str, ...]]:
             "it is for float32 on a processor"
         )
         names = ()
-    taken = {slot for technique in chosen if (slot := _slot(technique)) is not None}
+    taken = {slot for technique in chosen if (slot := slot_of(technique)) is not None}
     for name in names:
         technique = Technique(id=name)
         why = _lacking(name, request)
-        if why is None and _slot(technique) in taken:
-            why = f"another technique has its place, {_slot(technique)}"
+        if why is None and slot_of(technique) in taken:
+            why = f"another technique has its place, {slot_of(technique)}"
         if why is None:
             chosen.append(technique)
         else:
@@ -85,7 +85,7 @@ def settled(request: R) -> tuple[R, tuple[str, ...]]:
 
 def reused(request: R, steps: int) -> tuple[R, tuple[str, ...]]:
     """With what `fast` may lose by reuse, if it was measured for these steps; `steps` is the model's own number."""
-    if request.reuse or "block cache" in {_slot(technique) for technique in request.techniques}:
+    if request.reuse or "block cache" in {slot_of(technique) for technique in request.techniques}:
         return request, ()
     try:
         reuse.chosen(ALLOWED, request.model, request.steps or steps)
@@ -95,16 +95,8 @@ def reused(request: R, steps: int) -> tuple[R, tuple[str, ...]]:
 
 
 def _lacking(name: str, request: SamplingRequest) -> str | None:
-    if name in FLOAT_ONLY and (request.loras or "<lora:" in request.prompt + request.negative):
+    if name in FLOAT_ONLY and names_loras(request):
         return "LoRAs act on the weights that it changes"
     if name == "int8":
         return int8()
     return native() if name == "int8-attention" else None
-
-
-def _slot(technique: Technique) -> str | None:
-    entry = find(technique, None, "techniques")
-    if entry.kind not in ("convert", "patch"):
-        return None
-    slot: str | None = build(technique).slot
-    return slot

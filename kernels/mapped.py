@@ -6,6 +6,7 @@ system may still keep the file's contents in its cache, which it gives up before
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import tempfile
@@ -20,6 +21,9 @@ from torch import Tensor
 PAGE = mmap.PAGESIZE
 ALIGNED = 64
 """Bytes: what fast products look at when they choose their way, and with it the last bits of their results."""
+
+
+MAPS = Path("/proc/self/maps")
 
 
 class Place(NamedTuple):
@@ -70,6 +74,31 @@ class Mapped:
         if end > start:
             first = start - start % PAGE
             self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def let_go(tensor: Tensor) -> None:
+    """The pages of a mapped file that a tensor fills no longer count as memory of this process.
+
+    For a weight that nobody has written to: whoever reads it again reads the file. A tensor elsewhere stays as it is.
+    """
+    first = -(-tensor.data_ptr() // PAGE) * PAGE
+    last = (tensor.data_ptr() + tensor.nbytes) // PAGE * PAGE
+    if tensor.device.type == "cpu" and last > first and _in_a_file(first, last):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def _in_a_file(first: int, last: int) -> bool:
+    """Whether these addresses are one file's; no where the system does not say."""
+    try:
+        lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        span, _, _, _, number, *_ = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in span.split("-"))
+        if start <= first < end:
+            return last <= end and number != "0"
+    return False
 
 
 class Scratch:

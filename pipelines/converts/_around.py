@@ -58,7 +58,7 @@ class Feeding(FeedForward):
     def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
         inner, outer = (layer for layer in self.net if not isinstance(layer, nn.Dropout))
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        out = torch.empty(len(flat), outer.out_features)
+        out = flat.new_empty(len(flat), outer.out_features)
         rows = max(AT_ONCE // (4 * outer.in_features), 1)
         added = None if residual is None else residual.reshape(len(flat), 1, 1, -1)
         for first in range(0, len(flat), rows):

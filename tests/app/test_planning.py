@@ -16,7 +16,7 @@ from sfumato.app.estimates import estimate
 from sfumato.app.faults import Failure
 from sfumato.app.metadata import open_image, read_metadata
 from sfumato.app.planning import after_failure
-from sfumato.app.rates import KINDS, costs_file, rates, seconds
+from sfumato.app.rates import costs_file, kinds, rates, seconds
 from sfumato.app.requests import GenerateRequest
 from sfumato.app.room import Room, room
 from sfumato.app.shelf import Shelf
@@ -35,8 +35,11 @@ def settled(**given: Any) -> tuple[GenerateRequest, Any, Weights]:
 
 
 def test_weights_are_known_before_opening(tiny: Path) -> None:
-    _, model, weights = settled(model=str(tiny))
+    _, model, opened = settled(model=str(tiny))
+    weights = weigh([tiny], "float32")
     assert weights.total == 4 * sum(model.info()["parameters"].values())
+    assert opened.total == pytest.approx(weights.total, rel=0.01)  # buffers that no file holds
+    assert (opened.staying, opened.largest, opened.saved) == weights[1:]
     assert 0 < weights.largest < weights.staying < weights.total
     assert weigh([tiny], "bfloat16").total == weights.total // 2
     assert weigh([tiny / "nowhere"], "float32") == Weights()
@@ -108,7 +111,7 @@ def test_every_rung_is_taken_in_order(tiny: Path) -> None:
 
 def test_rates_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = rates("cpu", "float32")
-    assert set(first) == set(KINDS) and all(value > 0 for value in first.values())
+    assert set(first) == set(kinds("cpu", "float32")) and all(value > 0 for value in first.values())
     monkeypatch.setattr("sfumato.app.rates.measured", lambda *given: pytest.fail("measured again"))
     assert rates("cpu", "float32") == first
     assert seconds({"product": 2 * first["product"]}, first) == pytest.approx(2)

@@ -107,9 +107,9 @@ def held(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def measure(given: Options, folder: Path, settings: dict[str, dict[str, Any]]) -> list[Row]:
+def measure(given: Options, folder: Path, settings: dict[str, dict[str, Any]], size: str | None) -> list[Row]:
     """Planned and held for each setting, then for budgets that are parts of what the run takes without one."""
-    base = {"prompt": "a red cube", "model": given.model, "steps": given.steps, "seed": 1}
+    base = {"prompt": "a red cube", "model": given.model, "steps": given.steps, "seed": 1, "size": size}
     rows: list[Row] = []
 
     def add(name: str, request: dict[str, Any], bar: str) -> dict[str, Any]:
@@ -141,6 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--steps", type=int, default=4, help="sampling steps (default 4)")
+    parser.add_argument("--size", help="WxH of the pictures (the model's own if not given)")
     parser.add_argument("--dry", action="store_true", help="print, write no result")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -149,7 +150,7 @@ def main() -> None:
         given = Options(model, arguments.repeats, arguments.steps, "cpu", arguments.dry)
         about = machine("cpu")
         own = SD_SETTINGS if name == "sd15" else SETTINGS
-        rows = measure(given, Path(work), own)
+        rows = measure(given, Path(work), own, arguments.size)
     title = "Memory: planned and held" + (", shapes of Stable Diffusion 1.5" if name == "sd15" else "")
     suffix = {"still-life": "", "sd15": "-sd15", "still-life-unet": "-unet"}.get(name, "-model")
     finish(f"memory{suffix}", title, rows, about, given)

@@ -6,12 +6,14 @@ system may still keep the file's contents in its cache, which it gives up before
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import math
 import mmap
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -76,29 +78,38 @@ class Mapped:
             self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
-def let_go(tensor: Tensor) -> None:
-    """The pages of a mapped file that a tensor fills no longer count as memory of this process.
+def let_go(tensors: Iterable[Tensor]) -> None:
+    """The pages of mapped files that these tensors fill no longer count as memory of this process.
 
-    For a weight that nobody has written to: whoever reads it again reads the file. A tensor elsewhere stays as it is.
+    For weights that nobody has written to: whoever reads them again reads the file. Tensors elsewhere stay as they are.
     """
-    first = -(-tensor.data_ptr() // PAGE) * PAGE
-    last = (tensor.data_ptr() + tensor.nbytes) // PAGE * PAGE
-    if tensor.device.type == "cpu" and last > first and _in_a_file(first, last):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+    spans = [
+        (-(-tensor.data_ptr() // PAGE) * PAGE, (tensor.data_ptr() + tensor.nbytes) // PAGE * PAGE)
+        for tensor in tensors
+        if tensor.device.type == "cpu"
+    ]
+    spans = [(first, last) for first, last in spans if first < last]
+    files = _of_files() if spans else []
+    for first, last in spans:
+        i = bisect.bisect_right(files, (first, sys.maxsize)) - 1
+        if i >= 0 and last <= files[i][1]:
+            size = ctypes.c_size_t(last - first)
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_DONTNEED)
 
 
-def _in_a_file(first: int, last: int) -> bool:
-    """Whether these addresses are one file's; no where the system does not say."""
+def _of_files() -> list[tuple[int, int]]:
+    """The addresses at which files are mapped, in order; none where the system does not say."""
     try:
         lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return False
+        return []
+    found = []
     for line in lines:
         span, _, _, _, number, *_ = line.split(maxsplit=5)
         start, end = (int(address, 16) for address in span.split("-"))
-        if start <= first < end:
-            return last <= end and number != "0"
-    return False
+        if number != "0":
+            found.append((start, end))
+    return found
 
 
 class Scratch:

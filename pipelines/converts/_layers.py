@@ -37,9 +37,7 @@ def exchange(net: nn.Module, name: str, new: nn.Module) -> None:
     old = net.get_submodule(name)
     setattr(net.get_submodule(parent), child, new.train(old.training))
     kept = {weight.data_ptr() for weight in new.parameters()}
-    for weight in old.parameters(recurse=False):
-        if weight.data_ptr() not in kept:
-            let_go(weight)
+    let_go(weight for weight in old.parameters(recurse=False) if weight.data_ptr() not in kept)
 
 
 def replaced(

@@ -75,7 +75,11 @@ struct Channel {
 ALWAYS inline void store(const Product& p, const Places& at, int r, const Channel& one, int64_t o, __m512 x) {
     if (p.gain) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(one.here, at.gain[r] + o));
     if (p.residual) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(one.here, at.residual[r] + o));
-    _mm512_mask_storeu_ps(at.out[r] + o, one.here, _mm512_mul_ps(x, _mm512_set1_ps(p.factor)));
+    x = _mm512_mul_ps(x, _mm512_set1_ps(p.factor));
+    if (one.here == 0xffff)  // a masked store takes longer
+        _mm512_storeu_ps(at.out[r] + o, x);
+    else
+        _mm512_mask_storeu_ps(at.out[r] + o, one.here, x);
 }
 
 ALWAYS inline void store_sums(const Product& p, const Places& at, int r, const Channel& one, int64_t o, __m512i sums) {

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels.native.around import After, Norm
+from ...kernels.quant.fused import Matrix, stored_pictures
 from ...kernels.quant.layers import Int8Conv2d, Int8Linear
 from ...kernels.winograd import WinogradConv2d
 from ._attending import Adaptive, Attending, Feeding, GatedGEGLU, GatedGELU, GatedSwiGLU, Joined, fast
@@ -57,7 +58,12 @@ class Residual(ResnetBlock2D):
 
 
 class Straight(Transformer2DModel):
-    """A UNet's transformer whose tokens go back to pixels without a copy, summed with its input as they leave."""
+    """A UNet's transformer: its norm goes with the rounding, its tokens back to pixels without a copy, and summed."""
+
+    def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
+        rounded = stored_pictures(hidden_states, (0, 0), _norm(self.norm)._replace(gate="none"))
+        tokens = cast("Matrix", self.proj_in.product)(rounded).flatten(1, 2)
+        return tokens, tokens.shape[2]
 
     def _get_output_for_continuous_inputs(
         self,
@@ -106,7 +112,8 @@ def _shorter(block: nn.Module) -> type[nn.Module] | None:
     if isinstance(block, ResnetBlock2D) and kind is ResnetBlock2D:
         return Residual if _residual(block) else None
     if isinstance(block, Transformer2DModel) and kind is Transformer2DModel:
-        return Straight if block.is_input_continuous and fast(block.proj_out) else None
+        plain = block.is_input_continuous and isinstance(block.norm, nn.GroupNorm)
+        return Straight if plain and fast(block.proj_in) and fast(block.proj_out) else None
     return None
 
 

@@ -39,6 +39,11 @@ class Serving(Request):
     urls: bool = field(
         False, "fetch pictures by URL, from public addresses only (off if not given)", group="security"
     )
+    downloads: bool = field(
+        False,
+        "let the pages download models of the Hugging Face Hub (off if not given)",
+        group="security",
+    )
     queue: int = field(100, "waiting jobs beyond which no more are taken", group="limits", ge=1)
     rate: int = field(600, "changes per minute and token", group="limits", ge=1)
     reads: int = field(60_000, "reads per minute and token", group="limits", ge=1)

@@ -21,7 +21,7 @@ from sfumato.app.server.serving import Serving
 from sfumato.app.settings import make_request
 from sfumato.app.tasks import TASKS, Task
 from sfumato.app.ui import canvas, counting, grid_page, look, models_page, queue_page, recalled
-from sfumato.app.ui.cards import card
+from sfumato.app.ui.cards import acts, card
 from sfumato.app.ui.door import SIGN_IN
 from sfumato.app.ui.form import Form
 from sfumato.app.ui.gallery_page import Look, comparison, details, gallery
@@ -268,8 +268,8 @@ def test_what_people_wrote_is_escaped_wherever_it_is_shown(desk):
         stage.status(store.get(waiting)._replace(state="failed", error=HOSTILE)),
         stage.picture(job),
         stage.film("sum", None),
-        card(job, image, ("generate",)),
-        card(job, image._replace(media="video/mp4"), ()),
+        card(job, image, acts(image, ("generate",))),
+        card(job, image._replace(media="video/mp4"), acts(image, ())),
         grid_page.grid(desk, held),
         fault(HOSTILE),
         models_page.inspect(HOSTILE),

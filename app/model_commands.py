@@ -78,9 +78,7 @@ def models_add(
 
     found = settled(place)
     parts = None if parts is None else settled(locate(parts, field="parts").place)
-    if hashed:
-        console.say(f"taking the hash of {found}")
-    chosen, entry = add(found, name=name, parts=parts, hashed=hashed)
+    chosen, entry = add(found, name=name, parts=parts, hashed=hashed, say=console.say)
     data = {"name": chosen, **entry.model_dump(), "registry": str(registry_file())}
     console.data(data, f"{chosen}: {entry.kind or entry.role}, {found}")
 

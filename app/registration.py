@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,14 @@ class Added(NamedTuple):
     entry: Remembered
 
 
-def add(place: str, *, name: str | None = None, parts: str | None = None, hashed: bool = True) -> Added:
+def add(
+    place: str,
+    *,
+    name: str | None = None,
+    parts: str | None = None,
+    hashed: bool = True,
+    say: Callable[[str], object] | None = None,
+) -> Added:
     """Remember a settled place; without a name, under that of its file or folder. `parts` is settled too.
 
     Headers alone are read, unless it is `hashed`. Refused: what is no model and no LoRA, pickles, names that are taken.
@@ -26,6 +34,8 @@ def add(place: str, *, name: str | None = None, parts: str | None = None, hashed
     kind, role = told_kind(about(place))
     if parts is not None and role not in ("checkpoint", "network"):
         raise refuse("parts", parts, "is for single files that are models; leave --parts out")
+    if hashed and say is not None:
+        say(f"taking the hash of {place}")
     hashes = model_hashes(path_of(place)) if hashed else {}
     entry = Remembered(place=place, parts=parts, kind=kind, role=role, hashes=hashes)
     chosen = name or usual_name(place)

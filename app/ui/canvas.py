@@ -156,6 +156,7 @@ def drawn(field: Field, value: Any, mask: Any, desk: Desk) -> Any:
     if not value:
         return gr.update(value=None)
     if field.kind == "pictures":
+        value = value if isinstance(value, list | tuple) else ()
         files = [file for text in value if (file := _named(str(text), desk)) is not None]
         return gr.update(value=[str(file) for file in files] or None)
     picture = _opened(str(value), desk, desk.store)

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..server.desk import Desk
-from .canvas import painted
+from .canvas import drawn, painted
 from .form import PICTURES, Form
 from .kinds import Field
 from .task_tab import QUIET, REFUSALS
@@ -25,11 +25,25 @@ def keep_pictures(form: Form, desk: Desk) -> None:
         if isinstance(control, gr.ImageEditor):
             # whoever listens to its changes gets the whole picture at each move of the pointer, so the script of the
             # pages presses this instead
-            button = gr.Button("Keep", elem_classes="sf-keep", elem_id=f"{form.name}-{one.name}-keep")
+            id = f"{form.name}-{one.name}"
+            button, again = (
+                gr.Button(name, elem_classes="sf-keep", elem_id=f"{id}-{name}") for name in ("keep", "show")
+            )
             changed = button.click
+            # an editor that is just being made loses the mask of what it is given
+            again.click(_shower(one, desk), form.kept[one.name], control, **QUIET)
         else:
             changed = control.change
         changed(_keeper(one, desk), control, form.kept[one.name], trigger_mode="always_last", **QUIET)
+
+
+def _shower(one: Field, desk: Desk) -> Callable[[Any], Any]:
+    def show(kept: Any) -> Any:
+        if not isinstance(kept, dict) or not kept.get("mask"):
+            return gr.skip()
+        return drawn(one, kept.get(one.name), kept["mask"], desk)
+
+    return show
 
 
 def _keeper(one: Field, desk: Desk) -> Callable[[Any], Any]:

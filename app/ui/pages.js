@@ -66,8 +66,17 @@ window.sfumato = (() => {
     const press = () => document.getElementById(`${editor.id}-keep`)?.click();
     waiting.set(editor.id, after.map(time => setTimeout(press, time)));
   };
-  document.addEventListener("pointerup", event => keep(event, 400), true);
+  document.addEventListener("pointerup", event => keep(event, 400, 2500), true);
   for (const given of ["change", "drop", "paste"]) document.addEventListener(given, event => keep(event, 800, 3000, 8000), true);
+
+  const made = new WeakSet();
+  setInterval(() => {
+    for (const canvas of document.querySelectorAll(".sf-canvas canvas")) {
+      if (made.has(canvas)) continue;
+      made.add(canvas);
+      setTimeout(() => document.getElementById(`${canvas.closest(".sf-canvas")?.id}-show`)?.click(), 1500);
+    }
+  }, 500);
 
   // Gradio's editor sends all that it holds whenever anything of the page was asked for, changed or not. What the server
   // has already is not sent again.

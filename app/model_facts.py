@@ -22,7 +22,7 @@ CARD_BYTES = 20_000
 
 class Facts(NamedTuple):
     family: str
-    """Of a LoRA too: what it is made for. Empty if the header does not tell."""
+    """Of a single file what its header tells, as sd15; of a LoRA what it is made for. Empty if nothing tells."""
     role: str = ""
     """model, lora, checkpoint, network ...; gone, or unreadable."""
     bytes: int = 0
@@ -50,7 +50,7 @@ def facts(path: Path | None) -> Facts:
 def _of_file(path: Path) -> Facts:
     found = inspect_weights(path, hashed=False)
     licence = next((found["about"][name] for name in LICENCES if name in found["about"]), "")
-    family = found["family"] or found["architecture"] or ""
+    family = found["architecture"] or found["family"] or ""
     role = found["adapter"] or found["role"]
     return Facts(family, role, found["bytes"], _dtype([found]), licence[:60])
 

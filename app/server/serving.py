@@ -62,6 +62,11 @@ class Serving(Request):
         """Whether every request needs a token. A proxy in front of a loopback address makes it public too."""
         return self.require_token or bool(self.allow_host) or not self.loopback
 
+    @property
+    def alone(self) -> bool:
+        """Whether nobody comes in but from this machine, and no other site's page."""
+        return not self.guarded and not self.allow_origin
+
 
 def is_loopback(host: str) -> bool:
     name = host.strip("[]").lower()

@@ -69,14 +69,14 @@ def acts(kept: Kept, receivers: tuple[str, ...]) -> Markup:
     """Small buttons below a result."""
     found = [button("use", kept.hash, "Settings", title="Use these settings again")]
     if kept.media.startswith("image/"):
-        for task in receivers:
-            found.append(
-                button("send", kept.hash, f"→ {task}", to=task, title=f"Start {task} from this picture")
-            )
         found += [
             button("a", kept.hash, "A", title="Left picture of the comparison"),
             button("b", kept.hash, "B", title="Right picture of the comparison"),
         ]
+        for task in receivers:
+            found.append(
+                button("send", kept.hash, f"→ {task}", to=task, title=f"Start {task} from this picture")
+            )
     found.append(button("details", kept.hash, "Details", title="How it was made"))
     save = '<a href="/v1/artifacts/{}" download="{}" title="Save this file">Save</a>'
     return Markup("").join([*found, Markup(save).format(kept.hash, f"{kept.job}-{kept.name}")])

@@ -60,7 +60,7 @@ def _rows(desk: Desk, kind: str, names: list[str]) -> Iterator[Markup]:
     known = read_registry() if kind in ADDED else {}
     for i, name in enumerate(names):
         told_of = facts(_path(kind, name)).text if i < LOOKED_AT else ""
-        if name in known and not desk.serving.guarded:  # where things lie concerns this machine's user alone
+        if name in known and desk.serving.alone:  # where things lie concerns this machine's user alone
             told_of += f" · {known[name].place}"
         ask = f"Remove {name} from the list? Its files stay where they are."
         acts = button("forget", name, "Remove", title=f"Remove {name}", ask=ask) if name in known else ""
@@ -114,16 +114,16 @@ def take(desk: Desk, text: str, name: str, parts: str, *, hashed: bool = False) 
 def given(desk: Desk, text: str, field: str) -> str | None:
     """The file or folder that was named; None for an id of the Hub.
 
-    Where a token is asked for, only within folders that the operator opened; else anywhere its user can read.
+    Where others may come in, only within folders that the operator opened; else anywhere its user can read.
     """
     text = text.strip()
     if not text:
         raise refuse(field, text, f"is needed; {REMEDY}")
-    path = desk.places.within(text) if desk.serving.guarded else _local(text)
+    path = _local(text) if desk.serving.alone else desk.places.within(text)
     if path is None:
         if hub.is_id(text):
             return None
-        if desk.serving.guarded:
+        if not desk.serving.alone:
             return desk.places.place(text, field)  # says why not
         raise refuse(field, text, f"does not exist; {REMEDY}, with the whole path")
     if path.is_file() and path.suffix.lower() not in ENDINGS:

@@ -82,24 +82,21 @@ class ModelsTab:
 
 def _adding() -> tuple[list[Any], Any]:
     """The controls that say what to add, and the button."""
-    with gr.Group():
-        gr.Markdown(ABOUT, elem_classes="sf-note")
-        place = gr.Textbox(label="File, folder or Hub id", placeholder=HINT, max_lines=1, elem_id="add-path")
-        with gr.Row(elem_classes="sf-fields"):
-            name = gr.Textbox(
-                label="Name", placeholder="that of the file or folder", max_lines=1, elem_id="add-name"
-            )
-            parts = gr.Textbox(
-                label="Parts",
-                info="for a single file: the diffusers folder with its tokenizers",
-                max_lines=1,
-                elem_id="add-parts",
-            )
-        hashed = gr.Checkbox(
-            False,
-            label="Remember the hash, for sfumato models verify: reads the whole file",
-            elem_id="add-hash",
+    gr.Markdown(ABOUT, elem_classes="sf-note")
+    place = gr.Textbox(label="File, folder or Hub id", placeholder=HINT, max_lines=1, elem_id="add-path")
+    with gr.Row(elem_classes="sf-fields"):
+        name = gr.Textbox(
+            label="Name", info="that of the file or folder if empty", max_lines=1, elem_id="add-name"
         )
+        parts = gr.Textbox(
+            label="Parts",
+            info="for a single file: the diffusers folder with its tokenizers",
+            max_lines=1,
+            elem_id="add-parts",
+        )
+    hashed = gr.Checkbox(
+        False, label="Remember the hash, for sfumato models verify: reads the whole file", elem_id="add-hash"
+    )
     button = gr.Button("Add", variant="primary", elem_classes="sf-generate", elem_id="add-run")
     return [place, name, parts, hashed], button
 

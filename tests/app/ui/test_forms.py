@@ -456,12 +456,13 @@ def test_what_cannot_be_added_is_one_sentence(desk, tmp_path, cache, text, sente
     assert registry.read_registry() == {}
 
 
-def test_where_a_token_is_asked_for_only_open_folders_can_be_added(tiny, tmp_path, cache):
-    """A token lets its owner make pictures, not look around on the machine."""
+@pytest.mark.parametrize("others", [{"require_token": True}, {"allow_origin": ("https://studio.example",)}])
+def test_where_others_come_in_only_open_folders_can_be_added(tiny, tmp_path, cache, others):
+    """Who may make pictures may not look around on the machine."""
     (tmp_path / "open").mkdir()
     inside = shutil.copytree(tiny, tmp_path / "open" / "tiny")
     (tmp_path / "open" / "out.safetensors").symlink_to(lora(tmp_path / "secret.safetensors"))
-    serving = Serving(require_token=True, allow_path=(str(tmp_path / "open"),))
+    serving = Serving(**others, allow_path=(str(tmp_path / "open"),))
     desk = Desk(serving, tmp_path / "home", TASKS)
     for text in (str(tiny), "out.safetensors", "../secret.safetensors", "/etc/passwd", "~/x"):
         with pytest.raises(SfumatoError, match=r"--allow-path|is no name of a file"):

@@ -145,7 +145,10 @@ class SamplingRequest(Request):
         group="advanced",
     )
     loras: tuple[LoraChoice, ...] = field(
-        (), "LoRA, a file or a name in --lora-folder; repeat for more", group="advanced", flags=("--lora",)
+        (),
+        "LoRA, a file, a remembered name or one in --lora-folder; repeat for more",
+        group="advanced",
+        flags=("--lora",),
     )
     lora_folder: str = field(
         "loras", "folder in which LoRAs are looked up by name", group="advanced", holds="place", min_length=1

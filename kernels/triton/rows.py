@@ -114,6 +114,7 @@ def prepared(
         x.stride()[:3],
         eps,
         meta,
+        num_warps=max(4, min(16, high * wide // 1024)),  # a thread holds 32 numbers
     )
     return Rows(out, scale)
 

@@ -136,7 +136,7 @@ def choice(level: str, facts: Facts) -> Choice:
     taken: list[str] = []
     notes: dict[str, None] = {}
     for parts in LEVELS[facts.device][level]:
-        passed = []
+        passed: list[tuple[str, str]] = []
         for part in parts:
             why = part.lacking(facts)
             if why is None:

@@ -35,15 +35,14 @@ class FusedQkv:
                 if _fused(module):
                     module.set_processor(FusedAttnProcessor2_0())
             elif isinstance(module, FluxAttention) and type(module.processor) is FluxAttnProcessor:
-                if _fused(module):
-                    module.fused_projections = True
+                module.fused_projections = _fused(module) or module.fused_projections
         return net
 
 
 def _fused(module: Any) -> bool:
     """Whether its projections could be joined: linear layers all, of the same input in each group."""
     cross = bool(vars(module).get("is_cross_attention"))
-    groups = {"to_kv": OWN[1:]} if cross else {"to_qkv": OWN}
+    groups: dict[str, tuple[str, ...]] = {"to_kv": OWN[1:]} if cross else {"to_qkv": OWN}
     if module._modules.get(ADDED[0]) is not None:
         groups["to_added_qkv"] = ADDED
     found = {name: [module._modules.get(part) for part in parts] for name, parts in groups.items()}

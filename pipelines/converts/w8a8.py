@@ -1,4 +1,4 @@
-"""w8a8: linear layers in 8 bits on both sides, fp8 (e4m3) or int8, a scale per token and per output channel (alias fp8).
+"""w8a8: linear layers in 8 bits on both sides, fp8 or int8, a scale per token and output channel (alias fp8).
 
 Paper: arXiv:2209.05433 (FP8 Formats for Deep Learning), section 3, with scales per row instead of per tensor; for int8
     arXiv:2211.10438 (SmoothQuant), section 2, per token and channel

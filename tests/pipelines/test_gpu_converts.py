@@ -10,6 +10,7 @@ import tiny_models
 import torch
 from agreement import relative
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
+from sfumato.kernels.quant import by_row
 from sfumato.kernels.quant.by_row import ByRowLinear
 from sfumato.pipelines.converts.channels_last import ChannelsLast
 from sfumato.pipelines.converts.compile import Compile
@@ -128,6 +129,26 @@ def test_compiled_blocks_come_off_where_weights_come_and_go(model: Any) -> None:
     bring_back(model)
     assert sampling(model, [model.encode(["a"], key="pos")], 64, 64, 1) == need
     assert relative(latents(model), plain) < 1e-5
+
+
+def test_blocks_in_8_bits_are_one_graph_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU with Triton, which here is its interpreter: nothing of a layer breaks compiled code in two."""
+    pytest.importorskip("triton")
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(by_row, "lacking", lambda: None)
+    model = tiny("flux")
+    net = W8A8("int8", smallest=64)(FusedQkv()(model.denoise.net)).half()
+    for layer in net.modules():
+        if isinstance(layer, ByRowLinear):
+            layer.here = True
+    model.denoise.dtype = torch.float16
+    counters.clear()
+    with torch.no_grad():
+        plain = model.denoise(model.noise(0), 0.6, *model.conds)[0].x0
+        Compile("aot_eager", sizes="seen")(net)
+        assert relative(model.denoise(model.noise(0), 0.6, *model.conds)[0].x0, plain) < 1e-2
+    assert counters["stats"]["unique_graphs"] >= 2 and not counters["graph_break"]
 
 
 @pytest.mark.slow

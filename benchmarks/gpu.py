@@ -41,6 +41,11 @@ HOPPER = Facts("cuda", "bfloat16", (9, 0))
 PLAIN, PEER, EXACT = "plain", "diffusers' recommendation", "exact"
 FEW = ("sd15", "sdxl")
 """Networks of many kinds of blocks, each of which takes seconds to compile: fewer candidates."""
+JOINED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
 LEAST_MINUTES = 0.7
 """For which nothing is begun any more."""
 
@@ -128,6 +133,9 @@ def recommended(net: Any, backend: str) -> None:
     ChannelsLast()(net)
     if "fuse_qkv_projections" in dir(net):
         net.fuse_qkv_projections()
+        for module in net.modules():
+            for name in (one for joint, ones in JOINED.items() if joint in module._modules for one in ones):
+                delattr(module, name)  # never called any more, and memory is short
     kinds = {"BasicTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"}
     for module in net.modules():
         if type(module).__name__ in kinds:

@@ -66,7 +66,9 @@ def test_the_largest_network_fits_with_all_its_candidates(bench: Any) -> None:
     for candidate in bench.candidates("flux", bench.HOPPER):
         if candidate.of:
             continue
-        techniques = tuple(t for t in candidate.techniques if not t.startswith(("svdquant", "compile")))
+        # 4 bits are counted as 8: there is nothing to be found singular values of
+        named = ("w8a8" if t.startswith("svdquant") else t for t in candidate.techniques)
+        techniques = tuple(t for t in named if not t.startswith("compile"))
         net = bench.network(case, bench.Candidate(candidate.name, techniques), "meta", "eager")
         held += sum(t.nbytes for t in (*net.parameters(), *net.buffers()))
         plain = plain or held
@@ -74,4 +76,4 @@ def test_the_largest_network_fits_with_all_its_candidates(bench: Any) -> None:
             given = case.inputs("meta", half)
             call = rehearse(lambda net=net, given=given: net(**given, return_dict=False), [net], copies=False)
     assert 23e9 < plain < 25e9 and call.peak < 4e9
-    assert held + plain + 2 * call.peak < 0.97 * MEMORY  # small is counted in half precision
+    assert held + plain + 2 * call.peak < 0.96 * MEMORY

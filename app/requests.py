@@ -141,7 +141,7 @@ class SamplingRequest(Request):
     optimize: Literal["off", "exact", "balanced", "fast", "small"] = field(
         "off",
         "how to run the networks here: exact loses nothing, balanced computes in 8 bits, fast reuses steps too, small "
-        "holds weights in 4 bits",
+        "holds weights in 4 bits; docs/optimize.md says by what",
         group="advanced",
     )
     loras: tuple[LoraChoice, ...] = field(

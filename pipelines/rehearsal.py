@@ -8,10 +8,11 @@ input is not channels-last makes a copy of it.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -140,9 +141,16 @@ def rehearse(act: Callable[[], object], nets: Sequence[nn.Module], *, copies: bo
         for net in nets:
             for tensor in (*net.parameters(), *net.buffers()):
                 count.known[id(tensor.untyped_storage())] = tensor
-        with _Fused(count), _Counting(count, copies):
+        with _plain(), _Fused(count), _Counting(count, copies):
             act()
     return Need(count.peak, dict(count.work))
+
+
+def _plain() -> AbstractContextManager[object]:
+    """Compiled blocks run as they were written. Without the compiler nothing can have been compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def sampling(model: Model, conds: Sequence[Cond], width: int, height: int, batch: int) -> Need:

@@ -16,7 +16,7 @@ from .faults import refuse
 from .requests import SamplingRequest
 from .words import Words
 
-FLOAT_ONLY = ("int8", "winograd")
+FLOAT_ONLY = ("int8", "winograd", "w8a8", "fused-qkv")
 """After these a LoRA finds no weights to act on."""
 
 
@@ -43,13 +43,16 @@ def names_loras(request: SamplingRequest) -> bool:
 
 
 def check_loras(techniques: Iterable[Technique], words: Iterable[Words]) -> None:
-    changed = [technique.id for technique in techniques if technique.id in FLOAT_ONLY]
-    if changed and any(one.loras for one in words):
-        raise refuse(
-            "techniques",
-            changed[0],
-            "changes the weights that LoRAs act on; drop it, or quantise the model (`sfumato models quantize`)",
-        )
+    changed = [technique.id for technique in techniques if technique.id in (*FLOAT_ONLY, "compile")]
+    if not changed or not any(one.loras for one in words):
+        return
+    if changed[0] == "compile":
+        raise refuse("techniques", "compile", "does not see LoRAs, which come and go; drop it")
+    raise refuse(
+        "techniques",
+        changed[0],
+        "changes the weights that LoRAs act on; drop it, or quantise the model (`sfumato models quantize`)",
+    )
 
 
 def converted(model: Model, converts: Iterable[Technique]) -> Model:

@@ -139,12 +139,12 @@ class WinogradConv2d(nn.Module):
     def after(self, x: Tensor, after: After = PLAIN, norm: Norm | None = None, times: int = 1) -> Tensor:
         """x [B,I,H,W] -> [B,O,H*times,W*times], channels last, with what stands around the layer; only where `native`.
 
-        No gate comes after; the residual is [B,H,W,O].
+        No gate or gain comes after; the residual is [B,H,W,O].
         """
         x = x.contiguous(memory_format=torch.channels_last)
         batch, height, width = x.shape[0], x.shape[2] * times, x.shape[3] * times
         out = torch.empty(batch, height, width, self.out_channels, device=x.device)
-        shift, residual = checked(after, out.shape)
+        shift, _, residual = checked(after, out.shape)
         if x.is_meta:
             beside = self._beside(batch, height, width) + (0 if norm is None else seen(x))
             tell("winograd", 18.0 * out.numel() * self.in_channels, beside)

@@ -9,10 +9,11 @@ what the allocator would hold for these tensors (`heap.py`), which is more than 
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -164,11 +165,18 @@ def rehearse(act: Callable[[], object], nets: Sequence[nn.Module], *, processor:
                 count.known[id(tensor.untyped_storage())] = tensor
         token = LISTENER.set(count.told)
         try:
-            with _Fused(count), _Counting(count, processor):
+            with _plain(), _Fused(count), _Counting(count, processor):
                 act()
         finally:
             LISTENER.reset(token)
     return Need(held(count.events) if processor else count.peak, dict(count.work))
+
+
+def _plain() -> AbstractContextManager[object]:
+    """Compiled blocks run as they were written. Without the compiler nothing can have been compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def sampling(model: Model, conds: Sequence[Cond], width: int, height: int, batch: int) -> Need:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +19,7 @@ from ..pipelines.tiles import coded
 from .faults import Failure, OutOfMemory
 from .planning import GB, after_failure
 from .requests import SamplingRequest
+from .room import give_back
 from .work import Work
 
 if TYPE_CHECKING:
@@ -64,16 +63,10 @@ def place(model: Model, request: SamplingRequest) -> None:
         bring_back(model)
 
 
-def give_back() -> None:
-    """What the allocator keeps of earlier phases goes back to the system, so that a phase holds what was planned."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(ctypes.c_size_t(0))
-
-
 def eased(run: Run, work: Work, phase: str, act: Callable[[Run], T]) -> tuple[Run, T]:
     """act(run); as often as memory runs out, again one rung down. The run as it is from then on, and what came out."""
     while True:
-        give_back()
+        give_back()  # so that each phase holds what was planned
         try:
             return run, act(run)
         except OutOfMemory as error:

@@ -16,7 +16,7 @@ from .chosen import Technique
 from .converting import converts_of, names_loras
 from .faults import refuse
 from .requests import SamplingRequest
-from .room import Room, beside, room
+from .room import Room, beside, give_back, room
 from .weighing import Weights
 
 R = TypeVar("R", bound=SamplingRequest)
@@ -172,6 +172,7 @@ def planned(
     """
     from .estimates import estimate
 
+    give_back()
     now = room(request.device)
     request = request.model_copy(
         update={

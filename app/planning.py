@@ -28,6 +28,8 @@ LEAST = 0.05
 """The least share of the weights that is worth holding at once."""
 WORTH = 0.1
 """The least share of the weights that is worth another network."""
+KERNELS = 64_000_000
+"""Bytes that 8 bits must save besides: the code of their kernels and what it first takes are a third of that."""
 ALL_PHASES, SAMPLE, DECODE = ("encode", "sample", "decode"), ("sample",), ("decode",)
 
 
@@ -101,7 +103,9 @@ def _fewer(request: SamplingRequest, weights: Weights, above: int) -> dict[str, 
 
 def _in_8_bits(request: SamplingRequest, weights: Weights, above: int) -> dict[str, Any] | None:
     """Before a run alone: what has begun is not finished by another network."""
-    if not above or request.offload or weights.saved < WORTH * weights.total or _refuses_int8(request):
+    if not above or request.offload or weights.saved < max(KERNELS, WORTH * weights.total):
+        return None
+    if _refuses_int8(request):
         return None
     return {"techniques": (*request.techniques, Technique(id="int8"))}
 

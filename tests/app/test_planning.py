@@ -85,6 +85,7 @@ def test_offload_is_chosen_and_changes_no_bit(
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> float:
     """GB in which the tiny model fits with its network in 8 bits, and not without."""
+    monkeypatch.setattr(planning, "KERNELS", 0)
     monkeypatch.setattr(assembly, "room", lambda device: Room(10**8, 10**12))
     monkeypatch.setattr(planning, "room", lambda device: Room(10**8, 10**12))
     monkeypatch.setattr(planning, "beside", lambda model, held: 10**8)

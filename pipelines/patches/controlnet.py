@@ -10,9 +10,10 @@ Neutral: scale = 0
 Errors: ValueError for a setting outside its range; BadInput for a control network that does not fit the model's
     UNet, pools globally (shuffle), or has another dtype or device, and for an image of another size or number
 Differs: start and end count path time (1000 training steps), where diffusers counts steps of the run; the same on even
-    times up to their rounding. `beside` is arXiv:2407.02031, section 4.1, within one device; with several threads on a
-    processor it changes the last bits, as their number does. Acts on negative conditions too, as diffusers does outside its guess mode. Of a UNet
-    with further channels (inpainting) the control network sees the latents. Several add up
+    times up to their rounding. Acts on negative conditions too, as diffusers does outside its guess mode. Of a UNet
+    with further channels (inpainting) the control network sees the latents. Several add up. `beside` is
+    arXiv:2407.02031, section 4.1, within one device; with several threads on a processor it changes the last bits, as
+    their number does
 Tasks: image
 """
 

@@ -51,7 +51,7 @@ def own_store() -> Store:
     """Blocks compiled ahead lie in the user's own cache folder, which no request can choose: they are code."""
     import platformdirs
 
-    return Store(Path(platformdirs.user_cache_dir("sfumato", appauthor=False)) / "compiled")
+    return Store(Path(platformdirs.user_cache_dir("sfumato", appauthor=False)) / "ahead")
 
 
 def converted(model: Model, converts: Iterable[Technique]) -> Model:

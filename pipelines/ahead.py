@@ -1,6 +1,6 @@
 """The repeated blocks of a network as machine code, made once and kept for later processes.
 
-    store = Store(Path.home() / ".cache" / "sfumato" / "compiled")
+    store = Store(Path.home() / ".cache" / "sfumato" / "ahead")
     store.make(net, small, large)      # minutes: torch.export and AOTInductor; both functions call the network
     Compile("ahead", store)(net)       # seconds, in every process from then on
 

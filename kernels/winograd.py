@@ -135,12 +135,12 @@ class WinogradConv2d(nn.Module):
     def after(self, x: Tensor, after: After = PLAIN, norm: Norm | None = None, times: int = 1) -> Tensor:
         """x [B,I,H,W] -> [B,O,H*times,W*times], channels last, with what stands around the layer; only where `native`.
 
-        No gate comes after; the residual is [B,H,W,O].
+        No gate or gain comes after; the residual is [B,H,W,O].
         """
         x = x.contiguous(memory_format=torch.channels_last)
         batch, height, width = x.shape[0], x.shape[2] * times, x.shape[3] * times
         out = torch.empty(batch, height, width, self.out_channels)
-        shift, residual = checked(after, out.shape)
+        shift, _, residual = checked(after, out.shape)
         given = _Convolution(
             *(at(t) for t in (x, self.matrices, self.bias, shift, residual, out)),
             *(batch, height, width, self.in_channels, self.out_channels, times),

@@ -24,6 +24,7 @@ from .desk import Desk
 from .serving import Serving
 from .tokens import Tokens
 
+NICENESS = 5
 PATIENCE = 60.0
 """Seconds that the runner is given for its checkpoint."""
 BACKLOG = 1024
@@ -142,9 +143,15 @@ def start_runner(serving: Serving, home: Path, console: Console) -> subprocess.P
         [*command, *(["--quiet"] if console.quiet else [])],
         env={**os.environ, "SFUMATO_HOME": str(home)},
         stdout=subprocess.DEVNULL,
-        preexec_fn=end_with_parent if sys.platform == "linux" else None,
+        preexec_fn=behind if sys.platform == "linux" else None,
         process_group=0,
     )
+
+
+def behind() -> None:
+    """In the child: it gives the processor up to the server, whose answers are short, whenever that asks for it."""
+    end_with_parent()
+    os.nice(NICENESS)
 
 
 def stop_runner(child: subprocess.Popen[bytes], console: Console) -> None:

@@ -1,8 +1,9 @@
 """Attention whose two products are in 8 bits, on processors with AVX-512 VNNI.
 
 After SageAttention (arXiv:2410.02367): keys lose their mean over the tokens, which softmax does not see; queries have a
-scale per row, values per channel, keys per head. The weights of each 256 keys are rounded to 0..255 of the greatest
-among them. For no mask, in float32; a batch is its singles, bit for bit.
+scale per row, values per channel, keys per head, or each for itself where there are no more than 256: the first token
+of a text has a key far from the others'. The weights of each 256 keys are rounded to 0..255 of the greatest among them.
+For no mask, in float32; a batch is its singles, bit for bit.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     k = k - k.mean(2, keepdim=True)
     q_step = _step(q.abs().amax(3, keepdim=True))
-    k_step = _step(k.abs().amax((2, 3), keepdim=True))
+    k_step = _step(k.abs().amax(3 if k.shape[2] <= KEYS else (2, 3), keepdim=True))
     v_step = _step(v.abs().amax(2, keepdim=True))
-    scores = (q / q_step).round() @ (k / k_step).round().mT * (q_step * k_step * scale)
+    scores = (q / q_step).round() @ ((k / k_step).round() * k_step).mT * (q_step * scale)
     top = scores.amax(3, keepdim=True)
     out, total = torch.zeros_like(q), torch.zeros_like(top)
     for s, u in zip(scores.split(KEYS, 3), (v / v_step).round().split(KEYS, 2), strict=True):

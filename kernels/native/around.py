@@ -6,6 +6,7 @@ Beside the settings stand their references in plain torch, and what every call i
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Literal, NamedTuple
@@ -35,7 +36,9 @@ class Norm(NamedTuple):
 
 
 class After(NamedTuple):
-    """What is done to a product: + shift [B,O], the gate, + residual (as the output), times factor.
+    """What is done to a product: + shift [B,O], the gate, times gain [G,O], + residual (as the output), times factor.
+
+    An equal share of the places, in their order, has each of the G rows of `gain`.
 
     `halves`: the second half of the outputs goes through the gate and multiplies the first (GEGLU, arXiv:2002.05202).
     """
@@ -45,6 +48,7 @@ class After(NamedTuple):
     shift: Tensor | None = None
     residual: Tensor | None = None
     factor: float = 1.0
+    gain: Tensor | None = None
 
 
 PLAIN = After()
@@ -64,14 +68,17 @@ def norm_fields(norm: Norm | None) -> tuple[int, int | None, int | None, float, 
     return norm.groups, at(norm.weight), at(norm.bias), norm.eps, GATES.index(norm.gate)
 
 
-def checked(after: After, out: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
-    """The shift [B,O] and the residual (as out [B,...,O]), in one piece."""
-    shift, residual = (None if t is None else t.contiguous() for t in (after.shift, after.residual))
+def checked(after: After, out: Sequence[int]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The shift [B,O], the gain [G,O] and the residual (as out [B,...,O]), in one piece."""
+    given = (after.shift, after.gain, after.residual)
+    shift, gain, residual = (None if t is None else t.contiguous() for t in given)
     if residual is not None and list(residual.shape) != list(out):
         raise ValueError(f"residual must be {list(out)}, got {list(residual.shape)}")
     if shift is not None and list(shift.shape) != [out[0], out[-1]]:
         raise ValueError(f"shift must be [{out[0]},{out[-1]}], got {list(shift.shape)}")
-    return shift, residual
+    if gain is not None and (gain.shape[1:] != (out[-1],) or math.prod(out[:-1]) % len(gain)):
+        raise ValueError(f"gain must be [G,{out[-1]}] for the places of {list(out)}, got {list(gain.shape)}")
+    return shift, gain, residual
 
 
 def normed(x: Tensor, norm: Norm) -> Tensor:
@@ -87,6 +94,9 @@ def finished(y: Tensor, after: After) -> Tensor:
     else:
         shift = 0 if after.shift is None else after.shift.view(*after.shift.shape, *[1] * (y.ndim - 2))
         y = _gated(y + shift, after.gate)
+    if after.gain is not None:
+        gain = after.gain.repeat_interleave(len(y) // len(after.gain), 0)
+        y = y * gain.view(*y.shape[:2], *[1] * (y.ndim - 2))
     return (y if after.residual is None else y + after.residual) * after.factor
 
 

@@ -1,7 +1,8 @@
 // Attention in 8 bits for processors with AVX-512 and VNNI: softmax(scale q k^T) v without a table of scores.
 //
-// K loses its mean over the tokens, which softmax does not see, and becomes u8 with one scale per head; Q becomes s8
-// with a scale per row; V s8 with a scale per channel. Scores are exact products of those. Weights of 256 keys at a time
+// K loses its mean over the tokens, which softmax does not see, and becomes u8 with one scale per head, or one per key
+// where there are no more than 256; Q becomes s8 with a scale per row; V s8 with a scale per channel. Scores are exact
+// products of those. Weights of 256 keys at a time
 // are read from a table in steps of 1/32 of a doubling below the greatest of the 256, as u8, and are summed as they stand
 // there, so that they add up to 1.
 // Reference: kernels/attention/int8.py.
@@ -24,6 +25,7 @@ struct Strides {
 constexpr int32_t ABSENT = 1 << 24;  // below every score, for keys that are not there
 
 constexpr int DOUBLING = 32;  // steps
+constexpr float TAME = 64;    // steps per unit of a score with which ABSENT stays within 32 bits
 
 // 255 * 2^(-t/32) for t = 0..254, and 0 for 255 and beyond.
 struct Table {
@@ -52,7 +54,7 @@ const Table table;
 struct Head {
     uint8_t* keys;     // [tokens/16][features/4][16][4]
     int8_t* values;    // [tokens/4][channels/16][16][4]
-    float key_scale;
+    float* key_scale;    // [tokens], all alike where there are more than KEYS
     float* value_scale;  // [channels]
 };
 
@@ -78,10 +80,14 @@ void pack(const float* k, const float* v, Strides ks, Strides vs, int tokens, in
             head.value_scale[d] = std::max(head.value_scale[d], std::fabs(v[t * vs.token + d]));
         }
     for (int d = 0; d < features; ++d) mean[d] /= tokens;
-    float most = 0;
-    for (int t = 0; t < tokens; ++t)
+    float all = 0;
+    for (int t = 0; t < tokens; ++t) {
+        float most = 0;
         for (int d = 0; d < features; ++d) most = std::max(most, std::fabs(k[t * ks.token + d] - mean[d]));
-    head.key_scale = most > 0 ? most / 127 : 1.0f;
+        head.key_scale[t] = most > 0 ? most / 127 : 1.0f;
+        all = std::max(all, most);
+    }
+    if (tokens > KEYS) std::fill_n(head.key_scale, tokens, all > 0 ? all / 127 : 1.0f);
     for (int d = 0; d < vectors * 16; ++d)
         head.value_scale[d] = head.value_scale[d] > 0 ? head.value_scale[d] / 127 : 1.0f;
     std::memset(head.keys, 128, size_t(padded) * quads * 4);
@@ -90,7 +96,7 @@ void pack(const float* k, const float* v, Strides ks, Strides vs, int tokens, in
     for (int d = 0; d < vectors * 16; ++d) factor[d] = 1 / head.value_scale[d];
     alignas(64) int8_t row[4][MOST_FEATURES];
     for (int t = 0; t < tokens; ++t) {
-        rounded(k + t * ks.token, mean.get(), nullptr, 1 / head.key_scale, features, row[0]);
+        rounded(k + t * ks.token, mean.get(), nullptr, 1 / head.key_scale[t], features, row[0]);
         uint8_t* key = head.keys + size_t(t / 16) * quads * 64 + (t % 16) * 4;
         for (int j = 0; j < quads; ++j) {
             uint32_t four;
@@ -146,28 +152,54 @@ void pack(const float* k, const float* v, Strides ks, Strides vs, int tokens, in
     for (int r = 0; r < ROWS; ++r) greatest[r] = _mm512_reduce_max_epi32(top[r]);
 }
 
-// Weights 0..255 relative to the row's greatest score, and their sums. `unit`: log2 of the weight per step of a score.
-void weigh(const int32_t* scores, int count, const int32_t* greatest, const float* unit, uint8_t* weights,
-           float* sums) {
+// Sixteen scores, with KEYED each times the scale of its key. Keys are stored with 128 added, which softmax does not see
+// unless they are scaled; `more` is what that made of the scores.
+template <bool KEYED>
+ALWAYS inline __m512 real(const int32_t* scores, const float* key_scale, int32_t more) {
+    const __m512i whole = _mm512_load_si512(scores);
+    if (!KEYED) return _mm512_cvtepi32_ps(whole);
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(whole, _mm512_set1_epi32(more))), _mm512_load_ps(key_scale));
+}
+
+// Weights 0..255 relative to the row's greatest score, and their sums. `unit`: log2 of the weight per unit of a score.
+template <bool KEYED>
+void weigh(const int32_t* scores, int count, const float* key_scale, const int32_t* more, const float* greatest,
+           const float* unit, uint8_t* weights, float* sums) {
     const __m512 most = _mm512_set1_ps(255.0f);
     for (int r = 0; r < ROWS; ++r) {
-        const __m512i top = _mm512_set1_epi32(greatest[r]);
-        const __m512 u = _mm512_set1_ps(DOUBLING * unit[r]);
+        const float by = DOUBLING * unit[r];
+        const bool tame = !KEYED && by <= TAME;
+        const __m512 u = _mm512_set1_ps(by), top = _mm512_set1_ps(tame ? greatest[r] * by : greatest[r]);
         __m512i sum = _mm512_setzero_si512();
         for (int g = 0; g < count; g += 64) {
             __m512i steps[4];
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                __m512i below = _mm512_sub_epi32(top, _mm512_load_si512(scores + r * KEYS + g + j * 16));
-                steps[j] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(below), u), most));
-            }
-            // keys 16j + 4i + (0..3) come to lie at 16i + 4j; the values lie so too
+            each<4>([&](auto j) ALWAYS {
+                const int at = g + j * 16;
+                const __m512 x = real<KEYED>(scores + r * KEYS + at, key_scale + at, more[r]);
+                const __m512 below = tame ? _mm512_fnmadd_ps(x, u, top)
+                                          : _mm512_min_ps(_mm512_mul_ps(_mm512_sub_ps(top, x), u), most);
+                steps[j] = _mm512_cvtps_epi32(below);
+            });
+            // keys 16j + 4i + (0..3) come to lie at 16i + 4j; the values lie so too; what is beyond 255 becomes 255
             __m512i first = _mm512_packs_epi32(steps[0], steps[1]), second = _mm512_packs_epi32(steps[2], steps[3]);
             __m512i w = table(_mm512_packus_epi16(first, second));
             sum = _mm512_add_epi64(sum, _mm512_sad_epu8(w, _mm512_setzero_si512()));
             _mm512_store_si512(weights + r * KEYS + g, w);
         }
         sums[r] = float(_mm512_reduce_add_epi64(sum));
+    }
+}
+
+// The greatest score of each row where every key has a scale of its own; keys that are not there come to lie below.
+void keyed(int32_t* scores, int count, int tokens, const float* key_scale, const int32_t* more, float* greatest) {
+    for (int r = 0; r < ROWS; ++r) {
+        __m512 top = _mm512_set1_ps(-INFINITY);
+        for (int g = 0; g < tokens; g += 16) {
+            const __m512 x = real<true>(scores + r * KEYS + g, key_scale + g, more[r]);
+            top = _mm512_mask_max_ps(top, lanes(tokens - g), top, x);
+        }
+        greatest[r] = _mm512_reduce_max_ps(top);
+        std::fill(scores + r * KEYS + tokens, scores + r * KEYS + count, -ABSENT);
     }
 }
 
@@ -211,11 +243,19 @@ float greatest_of(const float* x, int count) {
     return _mm512_reduce_max_ps(most);
 }
 
-// `rows` queries, at most ROWS, against one head.
-void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int rows, const Head& head, int tokens,
+// The first ROWS of `left` queries against one head.
+void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int left, const Head& head, int tokens,
             int features, int quads, int vectors, float scale, Scratch& here) {
     const int width = vectors * 16;
+    const bool few = tokens <= KEYS;
+    const int rows = std::min(ROWS, left);
+    for (int r = ROWS; r < std::min(2 * ROWS, left); ++r)  // the next ones, on their way meanwhile
+        for (int d = 0; d < features; d += 16) {
+            __builtin_prefetch(q + r * q_token + d);
+            __builtin_prefetch(out + r * out_token + d, 1);
+        }
     float unit[ROWS], top[ROWS], total[ROWS];
+    int32_t more[ROWS] = {};
     std::memset(here.q.get(), 0, ROWS * quads * 4);
     std::fill_n(here.out.get(), ROWS * width, 0.0f);
     for (int r = 0; r < ROWS; ++r) {
@@ -224,23 +264,32 @@ void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int 
         if (r >= rows) continue;
         const float most = greatest_of(q + r * q_token, features);
         float step = most > 0 ? most / 127 : 1.0f;
-        unit[r] = step * head.key_scale * scale * 1.4426950408889634f;
+        unit[r] = step * scale * 1.4426950408889634f;
+        if (!few) unit[r] *= head.key_scale[0];
         alignas(64) int8_t row[MOST_FEATURES];
         rounded(q + r * q_token, nullptr, nullptr, 1 / step, features, row);
         std::memcpy(here.q.get() + r * quads * 4, row, features);
+        for (int d = 0; d < features; ++d) more[r] += 128 * row[d];
     }
     for (int first = 0; first < tokens; first += KEYS) {
-        int32_t greatest[ROWS];
-        float sums[ROWS], before[ROWS], now[ROWS];
+        int32_t whole[ROWS];
+        float greatest[ROWS], sums[ROWS], before[ROWS], now[ROWS];
         const int count = std::min(KEYS, (tokens - first + 63) / 64 * 64);
-        score(head.keys + size_t(first) * quads * 4, count, here.q.get(), quads, here.scores, greatest);
-        if (first + count > tokens)
+        score(head.keys + size_t(first) * quads * 4, count, here.q.get(), quads, here.scores, whole);
+        if (few) {
+            keyed(here.scores, count, tokens, head.key_scale, more, greatest);
+            weigh<true>(here.scores, count, head.key_scale, more, greatest, unit, here.weights, sums);
+        } else {
             for (int r = 0; r < ROWS; ++r) {
-                int32_t *begin = here.scores + r * KEYS, *end = begin + tokens - first;
-                greatest[r] = *std::max_element(begin, end);
-                std::fill(end, begin + count, greatest[r] - ABSENT);
+                int32_t *begin = here.scores + r * KEYS, *end = begin + std::min(count, tokens - first);
+                if (first + count > tokens) {
+                    whole[r] = *std::max_element(begin, end);
+                    std::fill(end, begin + count, whole[r] - ABSENT);
+                }
+                greatest[r] = float(whole[r]);
             }
-        weigh(here.scores, count, greatest, unit, here.weights, sums);
+            weigh<false>(here.scores, count, nullptr, more, greatest, unit, here.weights, sums);
+        }
         for (int r = 0; r < ROWS; ++r) {
             float most = greatest[r] * unit[r], higher = std::max(top[r], most);
             before[r] = top[r] == higher ? 1 : std::exp2(top[r] - higher);
@@ -279,30 +328,40 @@ extern "C" int sfumato_attention_int8(const float* q, const float* k, const floa
     const int padded = (tokens + KEYS - 1) / KEYS * KEYS, count = batch * heads;
     auto keys = aligned<uint8_t>(size_t(count) * padded * quads * 4);
     auto values = aligned<int8_t>(size_t(count) * padded * vectors * 16);
-    auto value_scales = aligned<float>(size_t(count) * vectors * 16);
+    auto value_scales = aligned<float>(size_t(count) * vectors * 16), key_scales = aligned<float>(size_t(count) * padded);
     auto packed = std::make_unique<Head[]>(count);
-    if (!keys || !values || !value_scales || !packed) return 1;
+    if (!keys || !values || !value_scales || !key_scales || !packed) return 1;
     const int chunks = (queries + CHUNK - 1) / CHUNK;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < count; ++i) {
             packed[i] = Head{keys.get() + size_t(i) * padded * quads * 4, values.get() + size_t(i) * padded * vectors * 16,
-                             1.0f, value_scales.get() + size_t(i) * vectors * 16};
+                             key_scales.get() + size_t(i) * padded, value_scales.get() + size_t(i) * vectors * 16};
+            std::fill_n(packed[i].key_scale, padded, 1.0f);
             const int b = i / heads, h = i % heads;
             pack(k + b * ks.batch + h * ks.head, v + b * vs.batch + h * vs.head, ks, vs, tokens, features, padded, quads,
                  vectors, packed[i]);
         }
         Scratch here(quads, vectors * 16);
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int i = 0; i < count; ++i)
-            for (int c = 0; c < chunks; ++c) {
-                const int b = i / heads, h = i % heads, end = std::min(queries, (c + 1) * CHUNK);
-                for (int first = c * CHUNK; first < end; first += ROWS)
-                    attend(q + b * qs.batch + h * qs.head + first * qs.token, qs.token,
-                           out + b * os.batch + h * os.head + first * os.token, os.token, std::min(ROWS, end - first),
-                           packed[i], tokens, features, quads, vectors, scale, here);
-            }
+        const auto some = [&](int b, int h, int c) {
+            const int end = std::min(queries, (c + 1) * CHUNK);
+            for (int first = c * CHUNK; first < end; first += ROWS)
+                attend(q + b * qs.batch + h * qs.head + first * qs.token, qs.token,
+                       out + b * os.batch + h * os.head + first * os.token, os.token, end - first,
+                       packed[b * heads + h], tokens, features, quads, vectors, scale, here);
+        };
+        // Few keys of all heads stay in the cache while the queries pass by; many of one head do. Either way two threads
+        // don't write side by side in the same rows, by which they would hinder each other.
+        if (tokens <= KEYS) {
+#pragma omp for schedule(dynamic)
+            for (int task = 0; task < batch * chunks; ++task)
+                for (int h = 0; h < heads; ++h) some(task / chunks, h, task % chunks);
+        } else {
+#pragma omp for schedule(dynamic)
+            for (int task = 0; task < count * chunks; ++task)
+                some(task / (heads * chunks), task / chunks % heads, task % chunks);
+        }
     }
     return 0;
 }

@@ -25,100 +25,166 @@ struct Product {
     const float* scale;      // [pictures]
     const int32_t* zero;     // [pictures]
     const float* shift;      // [pictures][outputs], added before the gate; may be missing
-    const float* residual;   // [places][outputs], added after it; may be missing
+    const float* gain;       // [places / share][outputs], which multiplies after it; may be missing
+    const float* residual;   // [places][outputs], added after that; may be missing
     float* out;              // [places][outputs], or half of the outputs where the second half gates the first
     int64_t pictures, height, width, inputs, outputs;
     int64_t out_height, out_width, taps_y, taps_x, stride_y, stride_x, dilation_y, dilation_x;
-    int64_t gate, halves;
+    int64_t gate, halves, share;
     float factor;            // of the whole, at the end
     int32_t threads;
 };
 
-// sums [8][48] (+)= rows of x times V panels of weights.
-template <int V>
-[[gnu::noinline]] void multiply(const uint8_t* const* rows, const int64_t* taps, int count, int64_t quads, const int8_t* panels,
-              size_t panel_bytes, bool fresh, int32_t* sums) {
-    __m512i sum[ROWS][V];
-    each<ROWS * V>([&](auto i) ALWAYS {
-        constexpr int r = i / V, v = i % V;
-        sum[r][v] = fresh ? _mm512_setzero_si512() : _mm512_load_si512(sums + (r * MOST + v) * PANEL);
-    });
-    for (int t = 0; t < count; ++t) {
-        const int8_t* w = panels + t * quads * 64;
-        const uint8_t* x[ROWS];
-        each<ROWS>([&](auto r) ALWAYS { x[r] = rows[r] + taps[t]; });
-        for (int64_t q = 0; q < quads; ++q) {
-            __m512i here[V];
-            each<V>([&](auto v) ALWAYS { here[v] = _mm512_loadu_si512(w + q * 64 + v * panel_bytes); });
-            each<ROWS>([&](auto r) ALWAYS {
-                const __m512i all = four(x[r] + q * 4);
-                each<V>([&](auto v) ALWAYS { dot(sum[r][v], all, here[v]); });
-            });
-        }
+// What the places of a tile have each.
+struct Places {
+    float by[ROWS];       // the scale of the picture
+    int32_t zero[ROWS];
+    const float *shift[ROWS], *gain[ROWS], *residual[ROWS];
+    float* out[ROWS];
+    int rows;             // that are there
+    Places(const Product& p, int64_t place, int rows, int64_t wide) : rows(rows) {
+        const int64_t places = p.out_height * p.out_width;
+        each<ROWS>([&](auto r) ALWAYS {  // written out: GCC makes `rep movs` of the loop, which takes as long as the sums
+            const int64_t m = place + std::min<int>(r, rows - 1), n = places == 1 ? m : m / places;
+            by[r] = p.scale[n], zero[r] = p.zero[n];
+            shift[r] = p.shift + n * wide, residual[r] = p.residual + m * wide, out[r] = p.out + m * wide;
+            gain[r] = p.gain ? p.gain + m / p.share * wide : nullptr;
+        });
     }
-    each<ROWS * V>([&](auto i) ALWAYS {
-        constexpr int r = i / V, v = i % V;
-        _mm512_store_si512(sums + (r * MOST + v) * PANEL, sum[r][v]);
-    });
-}
-
-void multiply(int panels_here, const uint8_t* const* rows, const int64_t* taps, int count, int64_t quads,
-              const int8_t* panels, size_t panel_bytes, bool fresh, int32_t* sums) {
-    switch (panels_here) {
-        case 3: return multiply<3>(rows, taps, count, quads, panels, panel_bytes, fresh, sums);
-        case 2: return multiply<2>(rows, taps, count, quads, panels, panel_bytes, fresh, sums);
-        default: return multiply<1>(rows, taps, count, quads, panels, panel_bytes, fresh, sums);
-    }
-}
+};
 
 // What is the same for all places of sixteen outputs.
 struct Channel {
     __mmask16 here;
     __m512i sum;
     __m512 scale, bias;
+    Channel() = default;
     Channel(const Product& p, int64_t o, int64_t end)
         : here(lanes(end - o)), sum(_mm512_maskz_loadu_epi32(here, p.weight_sum + o)),
           scale(_mm512_maskz_loadu_ps(here, p.weight_scale + o)),
           bias(p.bias ? _mm512_maskz_loadu_ps(here, p.bias + o) : _mm512_setzero_ps()) {}
     // Sums as real numbers, with the bias.
-    __m512 real(const int32_t* sums, int32_t zero, float by) const {
-        __m512i less = _mm512_mullo_epi32(_mm512_set1_epi32(zero), sum);
-        __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sums), less));
+    __m512 real(__m512i sums, int32_t zero, float by) const {
+        const __m512i less = _mm512_mullo_epi32(_mm512_set1_epi32(zero), sum);
+        const __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, less));
         return _mm512_fmadd_ps(x, _mm512_mul_ps(scale, _mm512_set1_ps(by)), bias);
     }
 };
 
-// What leaves a tile. `gates` are the sums of the second half of the outputs, where there is one.
-void leave(const Product& p, const int32_t* sums, const int32_t* gates, int64_t place, int rows, int64_t o, int panels) {
-    const int64_t places = p.out_height * p.out_width, wide = p.halves ? p.outputs / 2 : p.outputs;
-    const int64_t first = place / places, border = (first + 1) * places - place;  // where the next picture begins
-    for (int v = 0; v < panels; ++v, o += PANEL) {
-        const Channel one(p, o, wide), other(p, p.halves ? wide + o : o, p.halves ? p.outputs : wide);
-        for (int r = 0; r < rows; ++r) {
-            const int64_t at = (place + r) * wide + o, n = r < border ? first : (place + r) / places;
-            const int tile = (r * MOST + v) * PANEL;
-            __m512 x = one.real(sums + tile, p.zero[n], p.scale[n]);
-            if (p.halves)
-                x = _mm512_mul_ps(x, gated(other.real(gates + tile, p.zero[n], p.scale[n]), p.gate));
-            else {
-                if (p.shift) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(one.here, p.shift + n * wide + o));
-                x = gated(x, p.gate);
+// What comes after the gate, for output `o` and the fifteen that follow.
+ALWAYS inline void store(const Product& p, const Places& at, int r, const Channel& one, int64_t o, __m512 x) {
+    if (p.gain) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(one.here, at.gain[r] + o));
+    if (p.residual) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(one.here, at.residual[r] + o));
+    x = _mm512_mul_ps(x, _mm512_set1_ps(p.factor));
+    if (one.here == 0xffff)  // a masked store takes longer
+        _mm512_storeu_ps(at.out[r] + o, x);
+    else
+        _mm512_mask_storeu_ps(at.out[r] + o, one.here, x);
+}
+
+ALWAYS inline void store_sums(const Product& p, const Places& at, int r, const Channel& one, int64_t o, __m512i sums) {
+    __m512 x = one.real(sums, at.zero[r], at.by[r]);
+    if (p.shift) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(one.here, at.shift[r] + o));
+    if (p.gate) x = gated(x, p.gate);
+    store(p, at, r, one, o, x);
+}
+
+// What a tile is multiplied with.
+struct Panels {
+    const int8_t* weight;
+    size_t bytes;         // from one panel to the next
+    const int64_t* taps;  // where each begins in the pictures
+    int count;            // of them
+    int64_t quads;
+};
+
+// sums [8][48] (+)= rows of x times V panels of weights. With `leaves` they go on as outputs instead, from `o` on.
+template <int V>
+[[gnu::noinline]] void multiply(const Product& p, const uint8_t* const* rows, const Panels& panels, bool fresh, int32_t* sums,
+                                const Places* leaves, int64_t o) {
+    __m512i sum[ROWS][V];
+    each<ROWS * V>([&](auto i) ALWAYS {
+        constexpr int r = i / V, v = i % V;
+        sum[r][v] = fresh ? _mm512_setzero_si512() : _mm512_load_si512(sums + (r * MOST + v) * PANEL);
+    });
+    const int64_t quads = panels.quads;
+    const size_t bytes = panels.bytes;
+    for (int t = 0; t < panels.count; ++t) {
+        const int8_t* w = panels.weight + t * quads * 64;
+        const uint8_t* x[ROWS];
+        each<ROWS>([&](auto r) ALWAYS { x[r] = rows[r] + panels.taps[t]; });
+        // what is written, and added, at the end is on its way meanwhile, one line at a time
+        const int64_t lines = t == 0 && leaves ? ROWS * V : 0;
+        for (int64_t q = 0; q < quads; ++q) {
+            if (q < lines) {
+                const int64_t at = o + q / ROWS * PANEL;
+                __builtin_prefetch(leaves->out[q % ROWS] + at, 1);
+                if (p.residual) __builtin_prefetch(leaves->residual[q % ROWS] + at);
             }
-            if (p.residual) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(one.here, p.residual + at));
-            _mm512_mask_storeu_ps(p.out + at, one.here, _mm512_mul_ps(x, _mm512_set1_ps(p.factor)));
+            __m512i here[V];
+            each<V>([&](auto v) ALWAYS { here[v] = _mm512_loadu_si512(w + q * 64 + v * bytes); });
+            each<ROWS>([&](auto r) ALWAYS {
+                const __m512i all = four(x[r] + q * 4);
+                each<V>([&](auto v) ALWAYS { dot(sum[r][v], all, here[v]); });
+            });
+        }
+    }
+    if (!leaves) {
+        each<ROWS * V>([&](auto i) ALWAYS {
+            constexpr int r = i / V, v = i % V;
+            _mm512_store_si512(sums + (r * MOST + v) * PANEL, sum[r][v]);
+        });
+        return;
+    }
+    each<V>([&](auto v) ALWAYS {
+        const Channel one(p, o + v * PANEL, p.outputs);
+        each<ROWS>([&](auto r) ALWAYS {
+            if (r < leaves->rows) store_sums(p, *leaves, r, one, o + v * PANEL, sum[r][v]);
+        });
+    });
+}
+
+void multiply(int count, const Product& p, const uint8_t* const* rows, const Panels& panels, bool fresh, int32_t* sums,
+              const Places* leaves, int64_t o) {
+    switch (count) {
+        case 3: return multiply<3>(p, rows, panels, fresh, sums, leaves, o);
+        case 2: return multiply<2>(p, rows, panels, fresh, sums, leaves, o);
+        default: return multiply<1>(p, rows, panels, fresh, sums, leaves, o);
+    }
+}
+
+// What leaves a tile of which the second half of the outputs, with `gates` as sums, is the gate of the first.
+void leave_halves(const Product& p, const int32_t* sums, const int32_t* gates, const Places& at, int64_t o, int panels) {
+    const int64_t wide = p.outputs / 2;
+    for (int v = 0; v < panels; ++v, o += PANEL) {
+        const Channel one(p, o, wide), other(p, wide + o, p.outputs);
+        for (int r = 0; r < at.rows; ++r) {
+            const int tile = (r * MOST + v) * PANEL;
+            const __m512 gate = other.real(_mm512_load_si512(gates + tile), at.zero[r], at.by[r]);
+            const __m512 x = one.real(_mm512_load_si512(sums + tile), at.zero[r], at.by[r]);
+            store(p, at, r, one, o, _mm512_mul_ps(x, gated(gate, p.gate)));
         }
     }
 }
 
 struct Plan {
     int64_t places, wide, quads, taps, chunk, slab;  // chunk: places of one task; slab: taps multiplied at a time
+    int64_t chunks, blocks;                          // of places, of outputs
     size_t panel_bytes;
+    bool by_rows;  // a thread takes whole rows of the output; else some columns of it
     explicit Plan(const Product& p)
         : places(p.pictures * p.out_height * p.out_width), wide(p.halves ? p.outputs / 2 : p.outputs),
           quads(p.inputs / 4), taps(p.taps_y * p.taps_x), panel_bytes(size_t(taps) * quads * 64) {
         chunk = ACTIVATIONS / std::max<int64_t>(p.inputs * p.stride_y * p.stride_x, 1);
         chunk = std::min<int64_t>(std::max<int64_t>(chunk / ROWS * ROWS, 64), 512);
         slab = std::min(taps, std::max<int64_t>(WEIGHTS / (p.inputs * MOST * PANEL * (p.halves ? 2 : 1)), 1));
+        blocks = (wide + MOST * PANEL - 1) / (MOST * PANEL), chunks = (places + chunk - 1) / chunk;
+        by_rows = chunks >= p.threads;
+        if (by_rows) {  // as many for each thread
+            chunks = (chunks + p.threads - 1) / p.threads * p.threads;
+            chunk = ((places + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS;
+            chunks = (places + chunk - 1) / chunk;
+        }
     }
 };
 
@@ -135,19 +201,19 @@ void task(const Product& p, const Plan& plan, const int64_t* places, const int64
         for (int64_t m = first; m < last; m += ROWS) {
             int32_t* mine = sums + (whole ? 0 : (m - first) / ROWS * stride);
             const uint8_t* rows[ROWS];
-            for (int r = 0; r < ROWS; ++r) {
-                const int64_t place = std::min(m + r, last - 1);
-                rows[r] = p.x + places[place];
-                for (int v = 0; v < panels; ++v) {  // on their way while the sums are made
-                    __builtin_prefetch(p.out + place * plan.wide + o + v * PANEL, 1);
-                    if (p.residual) __builtin_prefetch(p.residual + place * plan.wide + o + v * PANEL);
-                }
+            for (int r = 0; r < ROWS; ++r) rows[r] = p.x + places[std::min(m + r, last - 1)];
+            const Panels first_half{weight + t * plan.quads * 64, plan.panel_bytes, taps + t, count, plan.quads};
+            const bool fresh = t == 0, last_taps = t + count == plan.taps;
+            const Places at(p, m, int(std::min<int64_t>(ROWS, last - m)), plan.wide);
+            if (!p.halves) {
+                multiply(panels, p, rows, first_half, fresh, mine, last_taps ? &at : nullptr, o);
+                continue;
             }
-            multiply(panels, rows, taps + t, count, plan.quads, weight + t * plan.quads * 64, plan.panel_bytes, t == 0, mine);
-            if (p.halves)
-                multiply(panels, rows, taps + t, count, plan.quads, second + t * plan.quads * 64, plan.panel_bytes, t == 0,
-                         mine + tile);
-            if (t + count == plan.taps) leave(p, mine, mine + tile, m, int(std::min<int64_t>(ROWS, last - m)), o, panels);
+            multiply(panels, p, rows, first_half, fresh, mine, nullptr, o);
+            Panels second_half = first_half;
+            second_half.weight = second + t * plan.quads * 64;
+            multiply(panels, p, rows, second_half, fresh, mine + tile, nullptr, o);
+            if (last_taps) leave_halves(p, mine, mine + tile, at, o, panels);
         }
     }
 }
@@ -184,19 +250,25 @@ extern "C" int sfumato_product_int8(const Product* given) {
         for (int64_t y = 0; y < p.out_height; ++y)
             for (int64_t x = 0; x < p.out_width; ++x)
                 places[m++] = ((b * p.height + y * p.stride_y) * p.width + x * p.stride_x) * p.inputs;
-    const int64_t chunks = (plan.places + plan.chunk - 1) / plan.chunk;
-    const int64_t blocks = (plan.wide + MOST * PANEL - 1) / (MOST * PANEL);
     int failed = 0;
 #pragma omp parallel num_threads(p.threads)
     {
         auto sums = aligned<int32_t>(size_t(plan.chunk / ROWS) * ROWS * MOST * PANEL * 2);
         if (!sums) failed = 1;
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t c = 0; c < chunks; ++c)
-            for (int64_t n = 0; n < blocks; ++n)
-                if (sums)
-                    task(p, plan, places.get(), taps.get(), c * plan.chunk, std::min(plan.places, (c + 1) * plan.chunk),
-                         n * MOST * PANEL, sums.get());
+        const auto tile = [&](int64_t c, int64_t n) {
+            const int64_t first = c * plan.chunk, last = std::min(plan.places, first + plan.chunk);
+            if (sums) task(p, plan, places.get(), taps.get(), first, last, n * MOST * PANEL, sums.get());
+        };
+        // Two threads that write side by side in the same rows hinder each other: lines come in pairs.
+        if (plan.by_rows) {
+#pragma omp for schedule(dynamic)
+            for (int64_t c = 0; c < plan.chunks; ++c)
+                for (int64_t n = 0; n < plan.blocks; ++n) tile(c, n);
+        } else {
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < plan.blocks; ++n)
+                for (int64_t c = 0; c < plan.chunks; ++c) tile(c, n);
+        }
     }
     return failed;
 }

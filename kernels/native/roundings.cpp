@@ -8,12 +8,20 @@
 
 namespace {
 
+// A masked store takes longer.
+ALWAYS inline void put(uint8_t* out, __mmask16 here, __m128i x) {
+    if (here == 0xffff)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out), x);
+    else
+        _mm_mask_storeu_epi8(out, here, x);
+}
+
 void store(const float* x, int64_t count, const Step& step, uint8_t* out) {
     const __m512 factor = _mm512_set1_ps(step.factor);
     const __m512i zero = _mm512_set1_epi32(step.zero);
     for (int64_t i = 0; i < count; i += 16) {
         const __mmask16 here = lanes(count - i);
-        _mm_mask_storeu_epi8(out + i, here, stored(_mm512_maskz_loadu_ps(here, x + i), factor, zero));
+        put(out + i, here, stored(_mm512_maskz_loadu_ps(here, x + i), factor, zero));
     }
 }
 
@@ -35,6 +43,61 @@ extern "C" void sfumato_round_rows(const float* x, int64_t rows, int64_t feature
         store(row, features, step, out + m * padded);
         std::memset(out + m * padded + features, 0, padded - features);
     }
+}
+
+struct Rows {
+    const float* x;              // [rows][features], rows `stride` apart
+    uint8_t* out;                // [rows][padded]; what pads is zero
+    float* scale;                // [rows]
+    int32_t* zero;
+    const float *factor, *shift;  // [rows / share][features], after the norm; either may be missing
+    int64_t rows, features, stride, padded, share;
+    float eps;
+    int32_t threads;
+};
+
+// Layer norm, a factor and a shift that `share` rows have in common, and a scale for each row. Returns 0, or 1 without
+// memory.
+extern "C" int sfumato_round_normed_rows(const Rows* given) {
+    const Rows& p = *given;
+    int failed = 0;
+#pragma omp parallel num_threads(p.threads)
+    {
+        auto kept = aligned<float>(p.features + 16);
+        if (!kept) failed = 1;
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < p.rows; ++m)
+            if (kept) {
+                const float* row = p.x + m * p.stride;
+                __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+                for (int64_t i = 0; i < p.features; i += 16)
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes(p.features - i), row + i));
+                const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / p.features);
+                for (int64_t i = 0; i < p.features; i += 16) {
+                    const __mmask16 here = lanes(p.features - i);
+                    const __m512 x = _mm512_maskz_sub_ps(here, _mm512_maskz_loadu_ps(here, row + i), mean);
+                    squares = _mm512_fmadd_ps(x, x, squares);
+                }
+                const float variance = _mm512_reduce_add_ps(squares) / p.features;
+                const __m512 by = _mm512_set1_ps(1 / std::sqrt(variance + p.eps));
+                const float* factor = p.factor ? p.factor + m / p.share * p.features : nullptr;
+                const float* shift = p.shift ? p.shift + m / p.share * p.features : nullptr;
+                Range range;
+                for (int64_t i = 0; i < p.features; i += 16) {
+                    const __mmask16 here = lanes(p.features - i);
+                    __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(here, row + i), mean), by);
+                    if (factor) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(here, factor + i));
+                    if (shift) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(here, shift + i));
+                    range.see(x, here);
+                    _mm512_store_ps(kept.get() + i, x);
+                }
+                const Step step = range.step();
+                p.scale[m] = step.scale, p.zero[m] = step.zero;
+                store(kept.get(), p.features, step, p.out + m * p.padded);
+                std::memset(p.out + m * p.padded + p.features, 0, p.padded - p.features);
+            }
+    }
+    return failed;
 }
 
 struct Pictures {
@@ -80,7 +143,7 @@ extern "C" int sfumato_round_pictures(const Pictures* given) {
                         const __mmask16 here = lanes(channels - c);
                         const __m512 x = _mm512_maskz_loadu_ps(here, pixel + c);
                         const __m512 v = normed(p.norm, x, factor + c, addend + c, here);
-                        _mm_mask_storeu_epi8(place + c, here, stored(v, by, zero));
+                        put(place + c, here, stored(v, by, zero));
                     }
                     std::memset(place + channels, 0, p.padded - channels);
                     for (int64_t copy = 1; copy < p.times; ++copy) std::memcpy(place + copy * p.padded, place, p.padded);

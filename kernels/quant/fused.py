@@ -41,6 +41,23 @@ class Stored(NamedTuple):
     zero: Tensor
 
 
+class LayerNorm(NamedTuple):
+    """A layer norm before a linear layer: an equal share of the rows has each of the G factors and shifts."""
+
+    factor: Tensor | None
+    """[G,I]"""
+    shift: Tensor | None
+    eps: float
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "out", "scale", "zero", "factor", "shift")),
+        *((name, ctypes.c_int64) for name in ("rows", "features", "stride", "padded", "share")),
+        *(("eps", ctypes.c_float), ("threads", ctypes.c_int32)),
+    )
+
+
 class _Pictures(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "out", "scale", "zero")),
@@ -54,11 +71,11 @@ class _Pictures(ctypes.Structure):
 class _Product(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_scale", "bias", "weight_sum")),
-        *((name, ctypes.c_void_p) for name in ("scale", "zero", "shift", "residual", "out")),
+        *((name, ctypes.c_void_p) for name in ("scale", "zero", "shift", "gain", "residual", "out")),
         *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "inputs", "outputs")),
         *((name, ctypes.c_int64) for name in ("out_height", "out_width", "taps_y", "taps_x")),
         *((name, ctypes.c_int64) for name in ("stride_y", "stride_x", "dilation_y", "dilation_x")),
-        *((name, ctypes.c_int64) for name in ("gate", "halves")),
+        *((name, ctypes.c_int64) for name in ("gate", "halves", "share")),
         ("factor", ctypes.c_float),
         ("threads", ctypes.c_int32),
     )
@@ -67,8 +84,8 @@ class _Product(ctypes.Structure):
 POINTWISE = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
-def stored_rows(x: Tensor) -> Stored:
-    """x [M,I] float32 -> [M,1,1,I] with a scale per row."""
+def stored_rows(x: Tensor, norm: LayerNorm | None = None) -> Stored:
+    """x [M,I] float32 -> [M,1,1,I] with a scale per row, after the norm."""
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, features = x.shape
     padded = -(-features // 4) * 4
@@ -77,6 +94,17 @@ def stored_rows(x: Tensor) -> Stored:
         torch.empty(rows),
         torch.empty(rows, dtype=torch.int32),
     )
+    if norm is not None:
+        factor, shift = (None if t is None else t.contiguous() for t in (norm.factor, norm.shift))
+        groups = next((len(t) for t in (factor, shift) if t is not None), 1)
+        if any(t is not None and t.shape != (groups, features) for t in (factor, shift)) or rows % groups:
+            raise ValueError(f"{rows} rows can't share {groups} factors and shifts of {features} features")
+        given = _Rows(
+            *(at(t) for t in (x, out.pixels, out.scale, out.zero, factor, shift)),
+            *(rows, features, x.stride(0), padded, rows // groups, norm.eps, torch.get_num_threads()),
+        )
+        done(functions().sfumato_round_normed_rows(ctypes.byref(given)))
+        return out
     functions().sfumato_round_rows(
         *(at(x), rows, features, x.stride(0), padded),
         *(at(out.pixels), at(out.scale), at(out.zero), torch.get_num_threads()),
@@ -134,12 +162,14 @@ class Matrix:
         size = ((height - dy * (ky - 1) - 1) // sy + 1, (width - dx * (kx - 1) - 1) // sx + 1)
         wanted = [pictures, *size, self.outputs // 2 if after.halves else self.outputs]
         out = torch.empty(wanted) if out is None else out.view(wanted)
-        shift, residual = checked(after, wanted)
+        shift, gain, residual = checked(after, wanted)
         given = _Product(
             *(at(t) for t in (x.pixels, self.packed, self.scale, self.bias, self.sums)),
-            *(at(t) for t in (x.scale, x.zero, shift, residual, out)),
+            *(at(t) for t in (x.scale, x.zero, shift, gain, residual, out)),
             *(pictures, height, width, inputs, self.outputs, *size, ky, kx, sy, sx, dy, dx),
-            *(GATES.index(after.gate), int(after.halves), after.factor, torch.get_num_threads()),
+            *(GATES.index(after.gate), int(after.halves)),
+            1 if gain is None else pictures * size[0] * size[1] // len(gain),
+            *(after.factor, torch.get_num_threads()),
         )
         done(functions().sfumato_product_int8(ctypes.byref(given)))
         return out

@@ -6,66 +6,24 @@ them. A block in which something is not as it expects is left as it is.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers.models.activations import GEGLU, GELU, SwiGLU
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.normalization import AdaLayerNormZero
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...kernels.native.around import After, Gate, Norm
-from ...kernels.quant.fused import Matrix, stored_rows
+from ...kernels.native.around import After, Norm
+from ...kernels.quant.fused import Matrix, stored_pictures
 from ...kernels.quant.layers import Int8Conv2d, Int8Linear
 from ...kernels.winograd import WinogradConv2d
-
-AT_ONCE = 1 << 22
-"""Bytes of a feed-forward's inner features that are held at a time: they stay in the processor's cache."""
-
-
-class Gated(nn.Module):
-    """A linear layer and the gate on its outputs, or on the half of them that multiplies the other."""
-
-    proj: Int8Linear
-    does: After
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.proj.after(hidden_states, self.does)
-
-
-class GatedGEGLU(Gated, GEGLU):
-    does = After("gelu", True)
-
-
-class GatedSwiGLU(Gated, SwiGLU):
-    does = After("silu", True)
-
-
-class GatedGELU(Gated, GELU):
-    @property
-    def does(self) -> After:  # type: ignore[override]
-        gate: Gate = "gelu_tanh" if self.approximate == "tanh" else "gelu"
-        return After(gate)
-
-
-class Feeding(FeedForward):
-    """A gated layer and the one after it, some rows at a time."""
-
-    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
-        inner, outer = (layer for layer in self.net if not isinstance(layer, nn.Dropout))
-        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        out = torch.empty(len(flat), outer.out_features)
-        rows = max(AT_ONCE // (4 * outer.in_features), 1)
-        added = None if residual is None else residual.reshape(len(flat), 1, 1, -1)
-        for first in range(0, len(flat), rows):
-            part = slice(first, first + rows)
-            after = After(residual=None if added is None else added[part])
-            outer.product(stored_rows(inner(flat[part])), after=after, out=out[part])
-        return out.view(*hidden_states.shape[:-1], -1)
+from ._attending import Adaptive, Attending, Feeding, GatedGEGLU, GatedGELU, GatedSwiGLU, Joined, fast
 
 
 class Repeated(Upsample2D):
@@ -99,75 +57,13 @@ class Residual(ResnetBlock2D):
         return second.after(hidden, after, _norm(self.norm2))
 
 
-class Attending(AttnProcessor2_0):
-    """Attention without what most layers lack: norms, masks, a division by one. `residual` is added at the end."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        norms = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
-        plain = attn.rescale_output_factor == 1 and not attn.residual_connection and not any(norms)
-        if not plain or attention_mask is not None or hidden_states.ndim != 3:
-            out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-            return out if residual is None else out + residual
-        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = (
-            part.unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for part in (attn.to_q(hidden_states), attn.to_k(seen), attn.to_v(seen))
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        last, dropout = attn.to_out
-        if residual is not None and _fast(last):
-            return cast("Int8Linear", last).after(mixed, After(residual=residual))
-        out = dropout(last(mixed))
-        return out if residual is None else out + residual
-
-
-class Joined(BasicTransformerBlock):
-    """Attention, attention to the text, feed-forward; each adds its input as its last product leaves."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        timestep: Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        class_labels: Tensor | None = None,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        own = (attention_mask, encoder_hidden_states, encoder_attention_mask, timestep)
-        if cross_attention_kwargs or type(self.ff) is not Feeding or self._chunk_size is not None:
-            out: Tensor = super().forward(
-                hidden_states, *own, cross_attention_kwargs, class_labels, added_cond_kwargs
-            )
-            return out
-        text = encoder_hidden_states if self.only_cross_attention else None
-        x = _added(self.attn1, self.norm1(hidden_states), text, attention_mask, hidden_states)
-        if self.attn2 is not None:
-            x = _added(self.attn2, self.norm2(x), encoder_hidden_states, encoder_attention_mask, x)
-        return self.ff(self.norm3(x), x)
-
-
-def _added(attn: nn.Module, x: Tensor, text: Tensor | None, mask: Tensor | None, to: Tensor) -> Tensor:
-    """to + what the layer makes of x; a patch may have given it another processor."""
-    given = {"encoder_hidden_states": text, "attention_mask": mask}
-    if type(attn.processor) is Attending:
-        out: Tensor = attn(x, **given, residual=to)
-        return out
-    out = attn(x, **given) + to
-    return out
-
-
 class Straight(Transformer2DModel):
-    """A UNet's transformer whose tokens go back to pixels without a copy, summed with its input as they leave."""
+    """A UNet's transformer: its norm goes with the rounding, its tokens back to pixels without a copy, and summed."""
+
+    def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
+        rounded = stored_pictures(hidden_states, (0, 0), _norm(self.norm)._replace(gate="none"))
+        tokens = cast("Matrix", self.proj_in.product)(rounded).flatten(1, 2)
+        return tokens, tokens.shape[2]
 
     def _get_output_for_continuous_inputs(
         self,
@@ -189,7 +85,7 @@ class Straight(Transformer2DModel):
 def gathered(net: nn.Module) -> nn.Module:
     """The network, with each block going the shorter way where its layers allow it."""
     for block in net.modules():
-        if isinstance(block, Attention) and type(block.processor) is AttnProcessor2_0 and _fast(block.to_q):
+        if isinstance(block, Attention) and type(block.processor) is AttnProcessor2_0 and fast(block.to_q):
             block.processor = Attending()
         shorter = _shorter(block)
         if shorter is not None:
@@ -203,22 +99,37 @@ def _shorter(block: nn.Module) -> type[nn.Module] | None:
     if kind in gates:
         proj = block.proj
         # each half fills whole panels of 16 outputs
-        return gates[kind] if _fast(proj) and (kind is GELU or proj.out_features % 32 == 0) else None
+        return gates[kind] if fast(proj) and (kind is GELU or proj.out_features % 32 == 0) else None
     if isinstance(block, FeedForward) and kind is FeedForward:
         layers = [layer for layer in block.net if not isinstance(layer, nn.Dropout) or layer.p]
-        fits = len(layers) == 2 and type(layers[0]) in gates and _shorter(layers[0]) and _fast(layers[1])
+        fits = len(layers) == 2 and type(layers[0]) in gates and _shorter(layers[0]) and fast(layers[1])
         return Feeding if fits else None
     if isinstance(block, BasicTransformerBlock) and kind is BasicTransformerBlock:
-        plain = block.norm_type == "layer_norm" and block.pos_embed is None
-        return Joined if plain and _shorter(block.ff) is Feeding else None
+        return _transformer(block)
     if isinstance(block, Upsample2D) and kind is Upsample2D:
         plain = block.norm is None and not block.use_conv_transpose and block.use_conv and block.interpolate
         return Repeated if plain and _fast(block.conv if block.name == "conv" else block.Conv2d_0) else None
     if isinstance(block, ResnetBlock2D) and kind is ResnetBlock2D:
         return Residual if _residual(block) else None
     if isinstance(block, Transformer2DModel) and kind is Transformer2DModel:
-        return Straight if block.is_input_continuous and _fast(block.proj_out) else None
+        plain = block.is_input_continuous and isinstance(block.norm, nn.GroupNorm)
+        return Straight if plain and fast(block.proj_in) and fast(block.proj_out) else None
     return None
+
+
+def _transformer(block: BasicTransformerBlock) -> type[nn.Module] | None:
+    kind = {"layer_norm": Joined, "ada_norm_zero": Adaptive}.get(block.norm_type)
+    norms = [block.norm1, block.norm3] if block.attn2 is None else [block.norm1, block.norm2, block.norm3]
+    if kind is Adaptive:
+        norms[0] = block.norm1.norm if type(block.norm1) is AdaLayerNormZero else None
+        bare = norms[0] is not None and norms[0].weight is None and block.norm3.weight is None
+        kind = kind if bare and not block.attn1.is_cross_attention else None
+    plain = block.pos_embed is None and _shorter(block.ff) is Feeding
+    layers = all(
+        type(norm) is nn.LayerNorm and (norm.weight is None or norm.weight.dtype == torch.float32)
+        for norm in norms
+    )
+    return kind if plain and layers else None
 
 
 def _residual(block: ResnetBlock2D) -> bool:
@@ -237,6 +148,4 @@ def _norm(layer: nn.GroupNorm) -> Norm:
 
 
 def _fast(layer: object) -> bool:
-    if isinstance(layer, WinogradConv2d):
-        return layer.native
-    return isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(layer.product, Matrix)
+    return layer.native if isinstance(layer, WinogradConv2d) else fast(layer)

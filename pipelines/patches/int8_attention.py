@@ -32,7 +32,7 @@ class Int8Attention:
 
     slot: ClassVar[str] = "attention"
 
-    smallest: int = 256
+    smallest: int = 64
     """Keys that a layer must have, 1 and up."""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..pipelines.ahead import Store
+from ..pipelines.converts._ahead import Store
 from ..pipelines.converts.compile import Compile
 from ..pipelines.converts.winograd import Winograd
 from ..pipelines.errors import BadInput

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..pipelines.incoming import Arrived
+from ..pipelines.patches._incoming import Arrived
 from ..pipelines.patches.swiftdiffusion import SwiftDiffusion
 from ..pipelines.protocols import Model
 from ..pipelines.weights import tensor_hash

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import harness
 import torch
 from sfumato.app.compile_command import called
-from sfumato.pipelines.ahead import Store
+from sfumato.pipelines.converts._ahead import Store
 from sfumato.pipelines.converts.compile import Compile
 from sfumato.pipelines.loading import open_model
 

@@ -29,8 +29,8 @@ import torch
 from torch import nn
 
 from ...kernels.offload import offloaded
-from ..ahead import Store
-from ..repeated import regions
+from ._ahead import Store
+from ._repeated import regions
 
 BACKENDS = ("inductor", "ahead", "aot_eager", "eager")
 COMPILERS = ("g++", "clang++", "c++")

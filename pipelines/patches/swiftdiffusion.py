@@ -26,9 +26,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import BadInput
-from ..incoming import Arrived, Incoming
 from ..moment import Step, step
 from ..sites import inputs
+from ._incoming import Arrived, Incoming
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sfumato.app.replay import read_record
-from sfumato.pipelines import incoming
+from sfumato.pipelines.patches import _incoming as incoming
 
 UNET = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"

@@ -16,16 +16,16 @@ from agreement import relative
 from patched import broken, traceless
 from safetensors.torch import save_file
 from sfumato.kernels.offload import offloaded
-from sfumato.pipelines import incoming
 from sfumato.pipelines.converts.compile import Compile
 from sfumato.pipelines.converts.lora import Lora
 from sfumato.pipelines.converts.svdquant import SvdQuant
 from sfumato.pipelines.errors import BadInput, BadWeights
 from sfumato.pipelines.guidance.cfg import Cfg
-from sfumato.pipelines.incoming import Incoming
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.loop import Cancelled, Control
 from sfumato.pipelines.loras import Loras
+from sfumato.pipelines.patches import _incoming as incoming
+from sfumato.pipelines.patches._incoming import Incoming
 from sfumato.pipelines.patches.swiftdiffusion import SwiftDiffusion
 from sfumato.pipelines.placement import offload_model
 from sfumato.pipelines.protocols import Model

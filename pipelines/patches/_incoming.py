@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..kernels.offload import offloaded
-from .converts._adapters import added, thin
-from .converts._lora_files import LoraFile, Pair, read_lora
-from .errors import BadInput
-from .stopping import poll, stoppable
+from ...kernels.offload import offloaded
+from ..converts._adapters import added, thin
+from ..converts._lora_files import LoraFile, Pair, read_lora
+from ..errors import BadInput
+from ..stopping import poll, stoppable
 
 LOOK = 0.02
 """Seconds between two looks whether the run is to stop while it waits."""

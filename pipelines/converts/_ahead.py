@@ -12,12 +12,11 @@ else. Code takes its weights from the network, so all layers of a kind share one
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import BadInput
-from .repeated import regions
-from .sites import swap
+from ..errors import BadInput
+from ..sites import by_name, calls
+from ._repeated import regions
 
 OPTIONS: dict[str, Any] = {
     "aot_inductor.package_constants_in_so": False,  # weights stay the network's own
@@ -71,7 +70,9 @@ class Store:
     def open(self, net: nn.Module, block: nn.Module) -> Callable[..., Any] | None:
         """The compiled block with this block's own weights; None if none was made for it here."""
         file = self.folder / f"{key(net, block)}.pt2"
-        return _Ahead(block, *_opened(block, file)).__call__ if self._trusted(file) else None
+        if not self._trusted(file):
+            return None
+        return by_name(block.forward, _Ahead(block, *_opened(block, file)).answer)
 
     def _trusted(self, file: Path) -> bool:
         """Whether it is there. One that others could have written is refused."""
@@ -108,8 +109,7 @@ class _Ahead:
 
     def __init__(self, block: nn.Module, code: Any, weights: Mapping[str, Tensor]) -> None:
         self.weights = weights  # the code holds no references of its own
-        self.plain = type(block).forward
-        self.block, self.code = block, code
+        self.code = code
         self.names = tuple(code.get_metadata()["names"].split(","))
         self.inside = [module for module in block.modules() if module is not block]
         self.held: list[tuple[Mapping[str, Any], str, Any]] = [
@@ -119,13 +119,12 @@ class _Ahead:
             for name, part in held.items()
         ]
         self.processors = [(m, m.processor) for m in self.inside if "processor" in {*vars(m), *m._modules}]
-        self.signature = inspect.signature(block.forward)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = _given(self.signature, args, kwargs)
-        if tuple(given) != self.names or torch.is_grad_enabled() or self._patched():
-            return self.plain(self.block, *args, **kwargs)
-        return self.code(**given)
+    def answer(self, given: Given, compute: Callable[[], Any]) -> Any:
+        told = _dense_ones(given)
+        if tuple(told) != self.names or torch.is_grad_enabled() or self._patched():
+            return compute()
+        return self.code(**told)
 
     def _patched(self) -> bool:
         return (
@@ -160,26 +159,21 @@ def _heard(blocks: list[nn.Module], call: Callable[[], object]) -> dict[nn.Modul
     found: dict[nn.Module, Given] = {}
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(_told(block, partial(found.setdefault, block)))
+            stack.enter_context(calls(block, partial(_told, found, block)))
         call()
     return found
 
 
-@contextmanager
-def _told(block: nn.Module, tell: Callable[[Given], object]) -> Iterator[None]:
-    forward, signature = block.forward, inspect.signature(block.forward)
-
-    def telling(*args: Any, **kwargs: Any) -> Any:
-        tell(_given(signature, args, kwargs))
-        return forward(*args, **kwargs)
-
-    with swap(block, "forward", telling):
-        yield
+def _told(
+    found: dict[nn.Module, Given], block: nn.Module, given: Given, compute: Callable[[], object]
+) -> object:
+    found[block] = _dense_ones(given)
+    return compute()
 
 
-def _given(signature: inspect.Signature, args: Any, kwargs: Any) -> Given:
-    bound = signature.bind(*args, **kwargs).arguments
-    return {name: _dense(value) for name, value in bound.items() if value is not None}
+def _dense_ones(given: Given) -> Given:
+    """Without those that are None."""
+    return {name: _dense(value) for name, value in given.items() if value is not None}
 
 
 def _dense(value: Any) -> Any:

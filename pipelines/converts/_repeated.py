@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from .blocks import stacks
-from .errors import NoSite
+from ..blocks import stacks
+from ..errors import NoSite
 
 IN_UNETS = (
     *("BasicTransformerBlock", "TemporalBasicTransformerBlock", "ResnetBlock2D", "SpatioTemporalResBlock"),

@@ -43,8 +43,8 @@ class Compile:
     slot: ClassVar[str] = "compile"
 
     backend: str = "inductor"
-    """What makes the code: inductor, or ahead, which opens what `sfumato models compile MODEL` made; aot_eager and eager
-    only trace (to find out what goes wrong)."""
+    """What makes the code: inductor, or ahead, which opens what `sfumato models compile MODEL` made; aot_eager and
+    eager only trace (to find out what goes wrong)."""
     store: Store | None = None
     """Where `ahead` finds it; the command line takes the user's own cache folder, and nothing else."""
 

@@ -17,10 +17,15 @@ from ..pipelines.protocols import Model
 from .builder import build, find
 from .chosen import Technique
 from .faults import refuse
+from .requests import SamplingRequest
 from .words import Words
 
 FLOAT_ONLY = ("int8", "winograd", "w8a8", "fused-qkv")
 """After these a LoRA finds no weights to act on."""
+
+
+def converts_of(request: SamplingRequest) -> tuple[Technique, ...]:
+    return tuple(t for t in request.techniques if find(t, None, "techniques").kind == "convert")
 
 
 def check_converts(converts: Iterable[Technique]) -> None:
@@ -35,6 +40,10 @@ def check_converts(converts: Iterable[Technique]) -> None:
                 "techniques", f"{taken[slot]}, {technique.id}", f"both need the slot {slot!r}; drop one"
             )
         taken[slot] = technique.id
+
+
+def names_loras(request: SamplingRequest) -> bool:
+    return bool(request.loras) or "<lora:" in request.prompt + request.negative
 
 
 def check_loras(techniques: Iterable[Technique], words: Iterable[Words]) -> None:

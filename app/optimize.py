@@ -13,8 +13,9 @@ from ..pipelines.errors import BadInput, NoSite
 from ..pipelines.protocols import Model
 from . import reuse
 from .assembly import on_device, open_for
-from .builder import build, find
+from .builder import slot_of
 from .chosen import Technique
+from .converting import names_loras
 from .levels import Facts, choice
 from .requests import SamplingRequest
 from .shelf import Shelf
@@ -35,8 +36,8 @@ class Opened(NamedTuple, Generic[R]):
     request: R
     notes: tuple[str, ...]
     weights: Weights
-    lightened: bool
-    """Whether its weights were offloaded without being asked for."""
+    lightened: tuple[str, ...]
+    """What was planned down before it was opened."""
 
 
 def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
@@ -68,10 +69,10 @@ def settled(request: R) -> tuple[R, tuple[str, ...]]:
     names, told = choice(request.optimize, facts(request))
     notes = [f"optimize: {note}" for note in told]
     chosen = list(request.techniques)
-    taken = {slot for technique in chosen if (slot := _slot(technique)) is not None}
+    taken = {slot for technique in chosen if (slot := slot_of(technique)) is not None}
     for technique in (Technique.model_validate(name) for name in names):
-        if _slot(technique) in taken:
-            place = f"another technique has its place, {_slot(technique)}"
+        if slot_of(technique) in taken:
+            place = f"another technique has its place, {slot_of(technique)}"
             notes.append(f"optimize: {technique.id} is left out: {place}")
             continue
         chosen.append(technique)
@@ -93,7 +94,7 @@ def facts(request: SamplingRequest) -> Facts:
         triton=None if INSTALLED else "needs the package triton (pip install 'sfumato[gpu]')",
         native=native() if device == "cpu" else None,
         int8=int8() if device == "cpu" else None,
-        loras=bool(request.loras) or "<lora:" in request.prompt + request.negative,
+        loras=names_loras(request),
         projections=bool(used & set(PROJECTIONS)),
         offload=bool(request.offload),
     )
@@ -101,18 +102,10 @@ def facts(request: SamplingRequest) -> Facts:
 
 def reused(request: R, steps: int) -> tuple[R, tuple[str, ...]]:
     """With what `fast` may lose by reuse, if it was measured for these steps; `steps` is the model's own number."""
-    if request.reuse or "block cache" in {_slot(technique) for technique in request.techniques}:
+    if request.reuse or "block cache" in {slot_of(technique) for technique in request.techniques}:
         return request, ()
     try:
         reuse.chosen(ALLOWED, request.model, request.steps or steps)
     except BadInput as error:
         return request, (f"optimize: nothing is reused across steps: {error}",)
     return request.model_copy(update={"reuse": ALLOWED}), ()
-
-
-def _slot(technique: Technique) -> str | None:
-    entry = find(technique, None, "techniques")
-    if entry.kind not in ("convert", "patch"):
-        return None
-    slot: str | None = build(technique).slot
-    return slot

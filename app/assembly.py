@@ -19,6 +19,7 @@ from .builder import build, find
 from .chosen import Technique
 from .converting import check_converts, converted, converts_of
 from .faults import refuse
+from .late_loras import late
 from .pictures import own_size
 from .planning import GB, Estimate, before_opening
 from .registry import locate
@@ -121,6 +122,7 @@ def canonical(technique: Technique, kind: str | None, field: str) -> Technique:
 def assemble(request: SamplingRequest, model: Model) -> TextToImage:
     """The pipeline of a resolved request."""
     assert request.sampler is not None
+    late(request)  # refuses files that are named in the technique
     places: dict[str, list[Any]] = {"guidance": [], "wrap": [], "patch": []}
     for technique in request.techniques:
         entry = find(technique, None, "techniques")

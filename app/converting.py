@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
+from ..pipelines.converts._ahead import Store
+from ..pipelines.converts.compile import Compile
 from ..pipelines.converts.winograd import Winograd
 from ..pipelines.errors import BadInput
 from ..pipelines.families._common import Checkpoint
@@ -55,10 +59,19 @@ def check_loras(techniques: Iterable[Technique], words: Iterable[Words]) -> None
     )
 
 
+def own_store() -> Store:
+    """Blocks compiled ahead lie in the user's own cache folder, which no request can choose: they are code."""
+    import platformdirs
+
+    return Store(Path(platformdirs.user_cache_dir("sfumato", appauthor=False)) / "ahead")
+
+
 def converted(model: Model, converts: Iterable[Technique]) -> Model:
     """The model, its network changed in place; Winograd's convolutions in the codec too."""
     for technique in converts:
         convert = build(technique)
+        if isinstance(convert, Compile) and convert.backend == "ahead":
+            convert = replace(convert, store=own_store())
         try:
             convert(model.denoise.net)
             if isinstance(convert, Winograd) and isinstance(model, Checkpoint):

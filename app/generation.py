@@ -22,7 +22,7 @@ from .assembly import assemble, defaults_used, machine, resolve
 from .converting import check_loras
 from .easing import built, eased, place
 from .fitting import fitted
-from .interruption import read_checkpoint
+from .interruption import earlier_checkpoint
 from .loras import Adapters, put_on
 from .metadata import check_metadata_fits, encoder, make_record, model_hash
 from .optimize import opened
@@ -66,7 +66,7 @@ class Run:
         words = self.words[index]
         shared = {"parallel": self.together} if self.together else {}
         record = make_record(
-            self.request,
+            self.adapters.settled(self.request),
             index,
             self.model.info(),
             used=defaults_used(self.request, self.model),
@@ -79,7 +79,7 @@ class Run:
     def notes(self, index: int) -> tuple[str, ...]:
         """What the user should know about an image's prompts, LoRAs and size."""
         size = size_note(self.request)
-        after = (*self.adapters.notes, *((size,) if size else ()), *plan_notes(self.request))
+        after = (*self.adapters.told, *((size,) if size else ()), *plan_notes(self.request))
         return (*self.told, *remarks(self.words[index], self.model), *after)
 
     def alike(self, first: int) -> int:
@@ -96,7 +96,7 @@ class Run:
             "request": self.request.model_dump(mode="json"),
             "first": first,
             "model": model_hash(self.model.info()),
-            "adapters": [self.adapters.hashes, self.adapters.words],
+            "adapters": self.adapters.marks(),
             "pictures": dict(self.pictures),
         }
 
@@ -184,32 +184,6 @@ def make_all(run: Run, work: Work) -> Outcome:
                 run, _ = eased(run, work, "decode", one)
         first += count
     return Outcome(run.request, run.model.info(), tuple(all_notes(run)))
-
-
-def earlier_checkpoint(run: Run, work: Work) -> Checkpoint | None:
-    """Where an interrupted run stopped; one that has become strange is left, with a note."""
-    file = work.saved()
-    if file is None:
-        return None
-    checkpoint, job = read_checkpoint(str(file))
-    why = strange(run, job)
-    if why is None:
-        return checkpoint
-    work.note(f"the checkpoint {why}; its images start anew")
-    return None
-
-
-def strange(run: Run, job: Mapping[str, Any]) -> str | None:
-    """Why the checkpoint of `job` can't be gone on with: what the request names is not what it was."""
-    if model_hash(run.model.info()) != job["model"]:
-        return f"belongs to other weights than those of {run.request.model}"
-    if job.get("adapters", [{}, {}]) != [run.adapters.hashes, run.adapters.words]:
-        return "belongs to other LoRAs or embeddings than those there are now"
-    if job.get("pictures", {}) != run.pictures:
-        return "belongs to other pictures than those there are now"
-    if job["request"] != run.request.model_dump(mode="json"):
-        return f"belongs to other settings or another device than {run.request.device}"
-    return None
 
 
 def sample(run: Run, first: int, work: Work, earlier: Checkpoint | None = None) -> Batch:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..pipelines.stopping import Stopped
 from .console import Console, Step
 from .faults import DONE, INTERRUPTED, refuse
-from .interruption import asked_to_stop, read_checkpoint, resume_path
+from .interruption import asked_to_stop, read_checkpoint, resume_path, strange
 from .output import FORMATS, check_output, image_folder, image_paths, write_text, write_whole
 from .requests import GenerateRequest, Request
 from .shelf import Shelf
@@ -151,7 +151,7 @@ def generate_images(
 
 def resume_images(name: str, console: Console, choices: Choices) -> int:
     """Take up an interrupted run: the images still to come, the first from its checkpoint."""
-    from .generation import prepare, strange
+    from .generation import prepare
 
     work, request, first = taken_up(name, console, choices)
     run = prepare(request, work, suffix=work.paths[0].suffix.lower())

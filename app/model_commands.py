@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .compile_command import models_compile
 from .console import Console, table
 from .faults import refuse
 from .quantize_command import models_quantize
@@ -208,5 +209,6 @@ MODELS: dict[str, Callable[..., Any]] = {
     "models convert": models_convert,
     "models pull": models_pull,
     "models quantize": models_quantize,
+    "models compile": models_compile,
     "models measure": models_measure,
 }

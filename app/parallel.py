@@ -72,11 +72,18 @@ def make_together(
     parallel: Parallel,
 ) -> int:
     """Make and save all images of a request, or go on with an interrupted run."""
+    from .late_loras import late
+
     paths: list[Path] = []
     if request is not None:
         if ":" in request.device:
             raise refuse("device", request.device, "is one device; with --parallel give cuda, cpu or auto")
         check_output(choices.output, make=True)
+        patch = late(request)
+        if patch is not None and patch.at is None:
+            raise refuse(
+                "techniques", "swiftdiffusion:at=null", "lets each process choose its own step; give at=3"
+            )
         request = settled(request)  # all processes must draw the same noise
         paths = image_paths(choices.output, request.count)
     job = {

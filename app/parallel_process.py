@@ -26,8 +26,8 @@ from ..pipelines.stopping import Stopped
 from .assembly import on_device
 from .console import Console
 from .faults import DEFECTS, FAILED, INTERRUPTED, describe, refuse
-from .generation import Run, earlier_checkpoint, prepare, sample, strange
-from .interruption import read_checkpoint
+from .generation import Run, prepare, sample
+from .interruption import earlier_checkpoint, read_checkpoint, strange
 from .local import Choices, LocalWork, finish, taken_up
 from .parallel import Parallel
 from .requests import GenerateRequest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from .errors import NotFinite, SfumatoError
 from .moment import Step, stepping
 from .noise import SeededNoise
 from .protocols import Cond, Denoiser, Path, Pred, Predict, Sampler, State
+from .stopping import Stopped, stoppable
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,6 @@ class Mismatch(SfumatoError):
     """A checkpoint that belongs to another run."""
 
 
-class _Stop(Exception):
-    """Raised in the depth of a step; the loop turns it into `Cancelled`."""
-
-
 class Polled:
     """A denoiser that asks whether to stop before each network call."""
 
@@ -91,7 +89,7 @@ class Polled:
 
     def __call__(self, x: Tensor, t: float, *conds: Cond) -> list[Pred]:
         if self.cancelled():
-            raise _Stop
+            raise Stopped("stopped on request")
         return self.denoise(x, t, *conds)
 
 
@@ -117,7 +115,7 @@ def run(
 
     def watched(y: Tensor, t: float) -> Pred:
         if control.cancelled is not None and control.cancelled():
-            raise _Stop
+            raise Stopped("stopped on request")
         seen[:] = [predict(y, t)]
         return seen[0]
 
@@ -130,9 +128,11 @@ def run(
     for i in range(first, len(ts) - 1):
         before = None if noise is None else noise.states()
         try:
-            with stepping(Step(i, len(ts) - 1, this)):
+            with stepping(Step(i, len(ts) - 1, this)), _asking(control):
                 after = sampler(watched, state, ts[i], ts[i + 1], path, draw)
-        except _Stop:
+        except Stopped:
+            if control.cancelled is None:
+                raise
             raise Cancelled(Checkpoint(state, i, ts, before, control.fingerprint)) from None
         _check_finite(after.x, i, ts)
         state, done = after, i + 1
@@ -147,6 +147,11 @@ def run(
             x0 = seen[0].x0 if seen else state.x
             control.on_step(Event(done, len(ts) - 1, ts[done], seconds, eta, state.x, x0, control.render))
     return state.x
+
+
+def _asking(control: Control) -> AbstractContextManager[None]:
+    """Within a step, whoever polls asks what the run asks."""
+    return nullcontext() if control.cancelled is None else stoppable(control.cancelled)
 
 
 def _resumed(

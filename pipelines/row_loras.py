@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .converts._adapters import thin
 from .converts._lora_files import LoraFile, Pair, read_lora
 from .errors import BadInput
 from .loras import networks
@@ -215,25 +215,16 @@ def _added(layer: nn.Module, shares: Sequence[Share], batch: _Batch) -> Callable
         x = args[0]
         for pair, weights in shares:
             if len(weights) == batch.images and len(set(weights.values())) == 1:
-                out = out + _thin(layer, x, pair) * next(iter(weights.values()))
+                out = out + thin(layer, x, pair) * next(iter(weights.values()))
                 continue
             places = [(row, weight) for image, weight in weights.items() for row in batch.of(image, len(x))]
             index = torch.tensor([row for row, _ in places], device=x.device)
             scale = torch.tensor([weight for _, weight in places], device=x.device, dtype=out.dtype)
-            added = _thin(layer, x[index], pair) * scale.view(-1, *[1] * (out.ndim - 1))
+            added = thin(layer, x[index], pair) * scale.view(-1, *[1] * (out.ndim - 1))
             out = out.index_add(0, index, added)
         return out
 
     return hook
-
-
-def _thin(layer: Any, x: Tensor, pair: Pair) -> Tensor:
-    """up (down x), as the layer would take them."""
-    x = x.to(pair.down.dtype)
-    if pair.down.ndim == 2:
-        return F.linear(F.linear(x, pair.down), pair.up)
-    middle = F.conv2d(x, pair.down, None, layer.stride, layer.padding, layer.dilation)
-    return F.conv2d(middle, pair.up)
 
 
 def _bytes(pair: Pair) -> int:

@@ -115,15 +115,19 @@ def inputs(net: nn.Module, change: Change) -> Iterator[None]:
 @contextmanager
 def calls(module: nn.Module, answer: Answer) -> Iterator[None]:
     """Let every call of the module be answered by answer(arguments by name, what computes it)."""
-    forward = module.forward
+    with swap(module, "forward", _uncompiled(by_name(module.forward, answer))):
+        yield
+
+
+def by_name(forward: Callable[..., Any], answer: Answer) -> Callable[..., Any]:
+    """The function, its calls answered by answer(arguments by name, what computes it)."""
     named = inspect.signature(forward)
 
     @functools.wraps(forward)
     def answered(*args: Any, **kwargs: Any) -> Any:
         return answer(named.bind(*args, **kwargs).arguments, lambda: forward(*args, **kwargs))
 
-    with swap(module, "forward", _uncompiled(answered)):
-        yield
+    return answered
 
 
 def attention_modules(net: nn.Module) -> list[tuple[str, nn.Module]]:

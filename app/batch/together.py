@@ -18,6 +18,7 @@ from ..easing import built, eased
 from ..faults import OutOfMemory
 from ..fitting import fitted
 from ..generation import Batch, Run, decoded, prepare
+from ..late_loras import ID as LATE
 from ..loras import Adapters, lora_file, put_on
 from ..metadata import encoder
 from ..optimize import opened
@@ -91,7 +92,8 @@ def adapter_key(request: GenerateRequest, words: Sequence[Words]) -> str:
     names = sorted({lora.name for one in words for lora in one.loras})
     if not names and not request.embeddings:
         return ""
-    return json.dumps([request.lora_folder, names, list(request.embeddings)])
+    coming = [str(technique) for technique in request.techniques if technique.id == LATE]
+    return json.dumps([request.lora_folder, names, list(request.embeddings), *coming])
 
 
 @dataclass(eq=False)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...kernels.offload import offloaded
 from ...kernels.quant.packed import QuantConv2d, QuantLinear
@@ -124,6 +125,24 @@ def join_packed(net: nn.Module, pairs: Mapping[str, Pair], weight: float) -> dic
         joined(layer, pair.down.float().flatten(1), weight * pair.up.float().flatten(1))
         del left[name]
     return left
+
+
+def added(weight: Tensor, pair: Pair, scale: float) -> Tensor:
+    """A layer's weight with the factors added, `scale` times; float32, for the caller to round once."""
+    up, down = (factor.to(weight.device, torch.float32).flatten(1) for factor in (pair.up, pair.down))
+    whole = torch.addmm(weight.float().flatten(1), up, down, alpha=scale)
+    if pair.magnitude is not None:  # DoRA: the rows get the lengths that the file says
+        whole *= pair.magnitude.to(whole).view(-1, 1) / whole.norm(dim=1, keepdim=True)
+    return whole.view(weight.shape)
+
+
+def thin(layer: Any, x: Tensor, pair: Pair) -> Tensor:
+    """up (down x), as the layer would take them."""
+    x = x.to(pair.down.dtype)
+    if pair.down.ndim == 2:
+        return F.linear(F.linear(x, pair.down), pair.up)
+    middle = F.conv2d(x, pair.down, None, layer.stride, layer.padding, layer.dilation)
+    return F.conv2d(middle, pair.up)
 
 
 def undo(changed: Iterable[Merged]) -> None:

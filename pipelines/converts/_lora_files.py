@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..doors.recognise import identify
 from ..errors import BadInput, BadWeights
+from ..stopping import poll
 from ..weights import REMEDY, UNSAFE, read_header, read_json, read_metadata
 from ._lora_names import Row, converted, module_of, rows_of
 from ._lycoris import as_lora
@@ -154,6 +155,7 @@ def _gathered(
     parts: dict[str, dict[str, Pair]] = {}
     unused = []
     for (part, name), factors in held.items():
+        poll()
         own = module_of(nets, part, name)
         if own is None:
             unused.append(f"{part}.{name}")

@@ -2,14 +2,17 @@
 
 Paper: https://docs.pytorch.org/tutorials/recipes/regional_compilation.html
 Shapes: any network with the site 'blocks', or a UNet's residual and transformer blocks
-Units and ranges: backend inductor, aot_eager or eager; sizes any or seen
+Units and ranges: backend inductor, ahead, aot_eager or eager; sizes any or seen
 Cost: seconds per kind of block at its first call (kept on disk for the next process), and once more per kind at the
-    first call under a patch of the attention. tuned takes minutes more, and gains some percent on a GPU
+    first call under a patch of the attention. tuned takes minutes more, and gains some percent on a GPU. ahead: minutes
+    once, then a second or so to open, and no tracing
 Neutral: backend = eager (traced, and run by torch as before)
 Errors: ValueError for an unknown backend, or where what it needs (a C++ compiler on processors, Triton on CUDA) is
-    missing; NoSite for a network without repeated blocks
+    missing, or nothing was compiled ahead; BadInput for code that others could have written; NoSite for a network
+    without repeated blocks
 Differs: only blocks are compiled, so a network of many layers compiles as fast as one of few. Patches act outside of
-    compiled code: a layer that one answers leaves it for that call
+    compiled code: a layer that one answers leaves it for that call; with ahead the whole block does, as do blocks whose
+    weights were swapped, or that are called with other arguments than they were compiled for
 Tasks: image, video
 """
 
@@ -26,9 +29,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..blocks import stacks
-from ..errors import NoSite
+from ...kernels.offload import offloaded
+from ._ahead import Store
 from ._compiled import put
+from ._repeated import regions
 
 TUNED: dict[str, str | int | bool | Callable[..., Any]] = {
     "max_autotune": True,
@@ -38,15 +42,10 @@ TUNED: dict[str, str | int | bool | Callable[..., Any]] = {
     "epilogue_fusion": False,
 }
 """What diffusers recommends for pictures: https://huggingface.co/docs/diffusers/optimization/fp16"""
-BACKENDS = ("inductor", "aot_eager", "eager")
+BACKENDS = ("inductor", "ahead", "aot_eager", "eager")
 SIZES = {"any": True, "seen": None}
 """What the compiler is told of them."""
 COMPILERS = ("g++", "clang++", "c++")
-IN_UNETS = (
-    *("BasicTransformerBlock", "TemporalBasicTransformerBlock", "ResnetBlock2D", "SpatioTemporalResBlock"),
-    *("ResnetBlockCondNorm2D", "AnimateDiffTransformer3D"),
-)
-"""Classes of blocks that a UNet repeats."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,14 @@ class Compile:
     slot: ClassVar[str] = "compile"
 
     backend: str = "inductor"
-    """What makes the code: inductor, or aot_eager and eager, which only trace (to find out what goes wrong)."""
+    """What makes the code: inductor, or ahead, which opens what `sfumato models compile MODEL` made; aot_eager and
+    eager only trace (to find out what goes wrong)."""
     sizes: str = "any"
     """any: code for all sizes of pictures and batches. seen: faster code for the first size alone, then for all."""
     tuned: bool = False
     """Whether inductor measures many forms of each product and takes the fastest."""
+    store: Store | None = None
+    """Where `ahead` finds it; the command line takes the user's own cache folder, and nothing else."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -69,11 +71,13 @@ class Compile:
             raise ValueError(f"sizes must be one of {', '.join(SIZES)}, got {self.sizes!r}")
 
     def __call__(self, net: nn.Module) -> nn.Module:
+        if self.backend == "ahead":
+            return self._opened(net)
         why = _lacking(next(net.parameters()).device) if self.backend == "inductor" else None
         if why is not None:
             raise ValueError(f"compile: {why}")
         made: dict[Any, Callable[..., Any]] = {}
-        for block in _regions(net):
+        for block in regions(net):
             kind = _kind(block)
             if kind not in made:
                 made[kind] = torch.compile(
@@ -85,15 +89,21 @@ class Compile:
             put(block, made[kind])
         return net
 
-
-def _regions(net: nn.Module) -> list[nn.Module]:
-    try:
-        return [block.module for stack in stacks(net) for block in stack]
-    except NoSite:
-        found = [module for module in net.modules() if type(module).__name__ in IN_UNETS]
-        if not found:
-            raise
-        return found
+    def _opened(self, net: nn.Module) -> nn.Module:
+        if self.store is None:
+            raise ValueError("compile: backend ahead needs a store; give Store(FOLDER)")
+        if next(net.parameters()).device.type != "cpu" or offloaded(net) is not None:
+            raise ValueError("compile: backend ahead is for processors and weights in memory; take inductor")
+        found = [(block, self.store.open(net, block)) for block in regions(net)]
+        if not any(code for _, code in found):
+            raise ValueError(
+                "compile: nothing was compiled ahead for this network on this machine; "
+                "run `sfumato models compile MODEL`"
+            )
+        for block, code in found:
+            if code is not None:
+                vars(block)["forward"] = code
+        return net
 
 
 def _kind(block: nn.Module) -> Any:

@@ -3,7 +3,7 @@
 Paper: arXiv:2302.05543, eq. 2
 Shapes: image [1 or B,3,H,W], of the size of the result
 Units and ranges: image 0..1; scale 0..10, factor on what the control network adds; start and end 0..1, shares of the
-    path's time, start below end
+    path's time, start below end; beside changes when the control network is computed, not what
 Cost: 1 evaluation of the control network per network evaluation while it acts, and its memory; 1 read of the timestep
     from the device per network evaluation if start or end is set
 Neutral: scale = 0
@@ -11,7 +11,9 @@ Errors: ValueError for a setting outside its range; BadInput for a control netwo
     UNet, pools globally (shuffle), or has another dtype or device, and for an image of another size or number
 Differs: start and end count path time (1000 training steps), where diffusers counts steps of the run; the same on even
     times up to their rounding. Acts on negative conditions too, as diffusers does outside its guess mode. Of a UNet
-    with further channels (inpainting) the control network sees the latents. Several add up
+    with further channels (inpainting) the control network sees the latents. Several add up. `beside` is
+    arXiv:2407.02031, section 4.1, within one device; with several threads on a processor it changes the last bits, as
+    their number does
 Tasks: image
 """
 
@@ -20,12 +22,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..sites import inputs
+from ._beside import Samples, beginning, joined
 from ._common import (
     acts,
     check_adapter,
@@ -34,7 +38,6 @@ from ._common import (
     check_net,
     check_same,
     check_settings,
-    plus,
     rows,
     same_size,
     step_time,
@@ -55,6 +58,8 @@ class ControlNet:
     """Share of the path's time after which it acts, 0..1."""
     end: float = 1.0
     """Share of the path's time up to which it acts, 0..1."""
+    beside: bool = False
+    """Whether it is computed beside the UNet's encoder, by a thread or a CUDA stream of its own."""
 
     def __post_init__(self) -> None:
         check_settings(self.scale, self.start, self.end)
@@ -70,12 +75,8 @@ class ControlNet:
         image = self.image.to(control.device, control.dtype)
         factor = 2 ** (len(control.config.conditioning_embedding_out_channels) - 1)
 
-        def controlled(given: Mapping[str, Any]) -> Mapping[str, Any]:
-            if not acts(self.start, self.end, step_time(given["timestep"])):
-                return {}
+        def answer(given: Mapping[str, Any]) -> Samples:
             x = given["sample"][:, : control.config.in_channels]
-            check_dtype(control, x)
-            same_size(image, (x.shape[2] * factor, x.shape[3] * factor))
             down, mid = control(
                 x,
                 given["timestep"],
@@ -86,13 +87,17 @@ class ControlNet:
                 added_cond_kwargs=given.get("added_cond_kwargs"),
                 return_dict=False,
             )
-            before = given.get("mid_block_additional_residual")
-            return {
-                "down_block_additional_residuals": plus(given.get("down_block_additional_residuals"), down),
-                "mid_block_additional_residual": mid if before is None else before + mid,
-            }
+            return Samples(down, mid)
 
-        with inputs(net, controlled):
+        def controlled(given: Mapping[str, Any]) -> Mapping[str, Any]:
+            if not acts(self.start, self.end, step_time(given["timestep"])):
+                return {}
+            x = given["sample"]
+            check_dtype(control, x)
+            same_size(image, (x.shape[2] * factor, x.shape[3] * factor))
+            return joined(begin(partial(answer, dict(given))), given)
+
+        with beginning(control.device, beside=self.beside) as begin, inputs(net, controlled):
             yield
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from agreement import SIZES, Case, agree, opened
-from patched import behaves, latents, picture, saved, sdxl
+from agreement import SIZES, Case, agree, opened, relative
+from patched import behaves, latents, picture, saved, sdxl, traceless
 from sfumato.pipelines.adapters import open_control
 from sfumato.pipelines.errors import BadInput, BadWeights
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.patches.controlnet import ControlNet
+from sfumato.pipelines.patches.deepcache import DeepCache
 
 CELLS = (4, 4, 4, 8)
 """Channels of the control image's own layers."""
@@ -206,3 +211,103 @@ def test_sdxl_behaves(xl: tuple[Any, Any, Any]) -> None:
 def test_one_for_another_model_is_refused(xl: tuple[Any, Any, Any], trio: tuple[Any, Any, Any]) -> None:
     with pytest.raises(BadInput, match="cross_attention_dim = 24"):
         latents(xl[0], ControlNet(trio[2], picture(1, (64, 64))))
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+        assert torch.get_num_threads() == number, "as many as before"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_beside_the_encoder_to_the_bit(trio: tuple[Any, Any, Any]) -> None:
+    """One, two that add up, one of each kind, and in a part of the run."""
+    model, _, control = trio
+    a, b = picture(1, (64, 64)), picture(1, (64, 64), seed=4)
+    with threads(1):
+        for chosen in ([(a, 0.8)], [(a, 0.7), (b, 0.4)]):
+            wanted = latents(model, *(ControlNet(control, image, scale) for image, scale in chosen))
+            for kinds in itertools.product([True, False], repeat=len(chosen)):
+                patches = [
+                    ControlNet(control, image, scale, beside=beside)
+                    for (image, scale), beside in zip(chosen, kinds, strict=True)
+                ]
+                assert torch.equal(latents(model, *patches), wanted), kinds
+        parts = [ControlNet(control, a, 1.0, 0.0, 0.5, beside=beside) for beside in (True, False)]
+        assert torch.equal(latents(model, parts[0]), latents(model, parts[1]))
+
+
+def test_beside_with_several_threads(trio: tuple[Any, Any, Any]) -> None:
+    """Half of them each: sums in another order, and always in the same."""
+    model, _, control = trio
+    a = picture(1, (64, 64))
+    with threads(2):
+        wanted, found, again = (
+            latents(model, ControlNet(control, a, beside=beside)) for beside in (False, True, True)
+        )
+    assert relative(found, wanted) < 1e-5
+    assert torch.equal(found, again)
+
+
+def test_beside_behaves(trio: tuple[Any, Any, Any], xl: tuple[Any, Any, Any]) -> None:
+    for model, _, control in (trio, xl):
+        behaves(
+            model,
+            lambda scale, control=control: ControlNet(control, picture(1, (64, 64)), scale, beside=True),
+        )
+    assert not [thread for thread in threading.enumerate() if "control-network" in thread.name]
+
+
+@torch.no_grad()
+def test_it_is_waited_for_after_the_encoder(trio: tuple[Any, Any, Any]) -> None:
+    """The encoder is done before the control network, which waits for it here, is."""
+    model, _, control = trio
+    net: Any = model.denoise.net
+    x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 24)
+    encoded, order = threading.Event(), []
+
+    def told(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            order.append(name)
+            if name == "encoder":
+                encoded.set()
+
+        return hook
+
+    handles = [
+        control.register_forward_pre_hook(
+            lambda *_: order.append("waits") or None if encoded.wait(30) else None
+        ),
+        net.down_blocks[-1].register_forward_hook(told("encoder")),
+        control.register_forward_hook(told("control")),
+        net.mid_block.register_forward_pre_hook(told("middle")),
+    ]
+    try:
+        with ControlNet(control, picture(1, (64, 64)), beside=True)(net):
+            net(x, 500, text)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert order == ["encoder", "waits", "control", "middle"]
+
+
+def test_beside_with_what_goes_wrong(trio: tuple[Any, Any, Any]) -> None:
+    """What the control network raises comes out of the run, and leaves nothing."""
+    model, _, control = trio
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    handle = control.register_forward_pre_hook(fail)
+    try:
+        with traceless(model.denoise.net), pytest.raises(ZeroDivisionError):
+            latents(model, ControlNet(control, picture(1, (64, 64)), beside=True))
+    finally:
+        handle.remove()
+    cached = (DeepCache(interval=2), ControlNet(control, picture(1, (64, 64)), beside=True))
+    plain = (DeepCache(interval=2), ControlNet(control, picture(1, (64, 64))))
+    assert torch.equal(latents(model, *cached), latents(model, *plain))

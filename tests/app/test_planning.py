@@ -199,8 +199,15 @@ def test_memory_that_runs_out_while_decoding(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         return done.returncode, done.stderr, out
 
-    code, said, out = run(310_000_000)
-    assert code == 0, said
+    # what threads and the C library hold of the address space differs from run to run
+    tried = []
+    for spare in (310, 300, 280, 260):
+        code, said, out = run(spare * 1_000_000)
+        tried.append(said)
+        assert "Traceback" not in said
+        if code == 0:
+            break
+    assert code == 0, tried
     assert "memory ran out while the run was to decode; it goes on: pictures are decoded in stripes" in said
     record = read_metadata(out).record  # type: ignore[union-attr]
     assert record["request"]["decode"] == "tiles"

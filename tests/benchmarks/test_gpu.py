@@ -74,6 +74,8 @@ def test_the_largest_network_fits_with_all_its_candidates(bench: Any) -> None:
         plain = plain or held
         if candidate.name == bench.PLAIN:
             given = case.inputs("meta", half)
-            call = rehearse(lambda net=net, given=given: net(**given, return_dict=False), [net], copies=False)
+            call = rehearse(
+                lambda net=net, given=given: net(**given, return_dict=False), [net], processor=False
+            )
     assert 23e9 < plain < 25e9 and call.peak < 4e9
     assert held + plain + 2 * call.peak < 0.96 * MEMORY

@@ -44,7 +44,7 @@ def test_the_benchmark(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given = harness.Options("", repeats=1, steps=2, device="cpu", dry=True)
     chosen = reuse.ways(model)
     assert set(reuse.GUIDANCE) < set(chosen) and any(name.startswith("deepcache") for name in chosen)
-    few = {name: chosen[name] for name in (reuse.GUIDANCE[0], "deepcache:branch=0,interval=2")}
+    few = {name: chosen[name] for name in (reuse.GUIDANCE[0], "deepcache:branch=0,interval=2,order=0")}
     rows = reuse.measure(model, given, few, judged=0)
     assert [row.unit for row in rows] == ["x", "share", "dB"] * 2
     assert all(row.median >= 0 for row in rows)

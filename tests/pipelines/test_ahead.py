@@ -64,7 +64,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_the_same_answers_at_all_sizes(store: Store) -> None:
     model = tiny(FAMILY)
     plain = [called(model, larger=larger, batch=batch) for larger, batch in ((0, 1), (4, 3), (6, 2))]
-    assert Compile("ahead", store)(model.denoise.net) is model.denoise.net
+    assert Compile("ahead", store=store)(model.denoise.net) is model.denoise.net
     for wanted, (larger, batch) in zip(plain, ((0, 1), (4, 3), (6, 2)), strict=True):
         assert relative(called(model, larger=larger, batch=batch), wanted) < 1e-5
     with broken(model.denoise.net):  # all of it is compiled: nothing within a block is called
@@ -75,7 +75,7 @@ def test_the_same_answers_at_all_sizes(store: Store) -> None:
 def test_weights_are_the_networks_own(store: Store) -> None:
     """Changed in place they act at once, also after compiling; other weights of the same shape share the code."""
     model, plain = tiny(FAMILY), tiny(FAMILY)
-    Compile("ahead", store)(model.denoise.net)
+    Compile("ahead", store=store)(model.denoise.net)
     for net in (model.denoise.net, plain.denoise.net):
         with torch.no_grad():
             for weight in net.parameters():
@@ -86,7 +86,7 @@ def test_weights_are_the_networks_own(store: Store) -> None:
 @pytest.mark.slow
 def test_what_acts_within_a_block_is_not_passed_by(store: Store, tmp_path: Path) -> None:
     model, plain = tiny(FAMILY), tiny(FAMILY)
-    Compile("ahead", store)(model.denoise.net)
+    Compile("ahead", store=store)(model.denoise.net)
     name = next(n for n, m in plain.denoise.net.named_modules() if n.endswith("attn1.to_q"))
     width = len(plain.denoise.net.get_submodule(name).weight)
     factors = {end: torch.randn(*shape) for end, shape in (("A", (2, width)), ("B", (width, 2)))}
@@ -113,7 +113,7 @@ def test_code_that_others_could_have_written_is_refused(store: Store) -> None:
         place.chmod(mode | 0o022)
         try:
             with pytest.raises(BadInput, match="could have been written by others, and opening it runs code"):
-                Compile("ahead", store)(model.denoise.net)
+                Compile("ahead", store=store)(model.denoise.net)
         finally:
             place.chmod(mode)
     assert os.stat(store.folder).st_mode & 0o077 == 0
@@ -143,4 +143,4 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"nothing was compiled ahead for this network .* `sfumato models compile"
     ):
-        Compile("ahead", Store(tmp_path))(net)
+        Compile("ahead", store=Store(tmp_path))(net)

@@ -12,7 +12,7 @@ from agreement import relative
 from sfumato.assets.recipes.linfusion import Distilled
 from sfumato.kernels.attention import linear
 from sfumato.pipelines.converts._linear import save, self_attentions
-from sfumato.pipelines.converts.fp8 import Fp8
+from sfumato.pipelines.converts.w8a8 import W8A8
 from sfumato.pipelines.converts.linfusion import LinFusion
 from sfumato.pipelines.errors import BadWeights, NoSite
 from sfumato.pipelines.loading import find_model, open_model
@@ -98,9 +98,9 @@ def test_distillation_learns_and_leaves_the_teacher_alone() -> None:
 def test_fp8_networks(name: str) -> None:
     model = tiny(name) if name == "flux" else tiny_unet(name)
     plain = called(model)
-    Fp8(smallest=10**9)(model.denoise.net)
+    W8A8(kind="fp8", smallest=10**9)(model.denoise.net)
     assert torch.equal(called(model), plain)
-    Fp8(smallest=64)(model.denoise.net)
+    W8A8(kind="fp8", smallest=64)(model.denoise.net)
     assert 1e-4 < relative(called(model), plain) < 0.1
     with pytest.raises(ValueError, match="smallest must be 0 or more, got -1"):
-        Fp8(smallest=-1)
+        W8A8(kind="fp8", smallest=-1)

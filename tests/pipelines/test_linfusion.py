@@ -12,8 +12,8 @@ from agreement import relative
 from sfumato.assets.recipes.linfusion import Distilled
 from sfumato.kernels.attention import linear
 from sfumato.pipelines.converts._linear import save, self_attentions
-from sfumato.pipelines.converts.w8a8 import W8A8
 from sfumato.pipelines.converts.linfusion import LinFusion
+from sfumato.pipelines.converts.w8a8 import W8A8
 from sfumato.pipelines.errors import BadWeights, NoSite
 from sfumato.pipelines.loading import find_model, open_model
 from tiny_nets import tiny

@@ -17,7 +17,7 @@ from ..pipelines.text_to_image import TextToImage
 from . import reuse
 from .builder import build, find
 from .chosen import Technique
-from .converting import check_converts, converted
+from .converting import check_converts, converted, converts_of
 from .faults import refuse
 from .late_loras import late
 from .pictures import own_size
@@ -26,7 +26,7 @@ from .registry import locate
 from .requests import SamplingRequest, settled
 from .room import room
 from .shelf import Shelf
-from .weighing import Weights, weigh
+from .weighing import Weights, weigh, weighed
 
 R = TypeVar("R", bound=SamplingRequest)
 
@@ -34,10 +34,10 @@ R = TypeVar("R", bound=SamplingRequest)
 class Opened(NamedTuple, Generic[R]):
     model: Model
     request: R
-    """With `offload` where the weights alone are too much."""
+    """With `offload`, or a network in 8 bits, where the weights alone are too much."""
     weights: Weights
-    lightened: bool
-    """Whether `offload` was decided here."""
+    lightened: tuple[str, ...]
+    """What was planned down here."""
 
 
 def on_device(request: R, device: str = "auto") -> R:
@@ -57,8 +57,7 @@ def on_device(request: R, device: str = "auto") -> R:
 
 def open_for(request: R, shelf: Shelf) -> Opened[R]:
     """The model on the request's device, with its converts done."""
-    converts = tuple(t for t in request.techniques if find(t, None, "techniques").kind == "convert")
-    check_converts(converts)
+    check_converts(converts_of(request))
     if request.model == "still-life" and not builtin_names():
         raise refuse(
             "model", "still-life", "is not installed; `sfumato train builtin still-life`, or --model FOLDER"
@@ -72,7 +71,8 @@ def open_for(request: R, shelf: Shelf) -> Opened[R]:
 
     dtype, device = getattr(torch, request.dtype), request.device
     weights, now = weigh(places, request.dtype), room(device)
-    asked, request = request, before_opening(request, weights, now)
+    request, lightened = before_opening(request, weights, now)
+    converts = converts_of(request)
     # weights are converted in memory, and offloaded after (`easing.place`)
     held = 0 if converts else int((request.offload or 0.0) * GB)
 
@@ -84,7 +84,7 @@ def open_for(request: R, shelf: Shelf) -> Opened[R]:
 
     key = (place.place, beside, request.bridge, request.dtype, device, held, tuple(str(t) for t in converts))
     model = shelf.take(key, tuple(places), make)
-    return Opened(model, request, weights, request.offload != asked.offload)
+    return Opened(model, request, weighed(model, weights), lightened)
 
 
 def resolve(request: R, model: Model) -> R:

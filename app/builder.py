@@ -53,6 +53,14 @@ def build(technique: Technique, *, kind: str | None = None, field: str = "techni
         raise BadInput(field, f"{field}: {technique}: {error}") from error
 
 
+def slot_of(technique: Technique) -> str | None:
+    """What a convert or patch needs for itself alone."""
+    if find(technique, None, "techniques").kind not in ("convert", "patch"):
+        return None
+    slot: str | None = build(technique).slot
+    return slot
+
+
 def settings(entry: Entry, public: Any, technique: Technique, field: str) -> dict[str, Any]:
     """The given settings, converted. One that only Python can give (a tensor, a function) is refused."""
     known = [s.name for s in entry.settings]

@@ -17,10 +17,15 @@ from ..pipelines.protocols import Model
 from .builder import build, find
 from .chosen import Technique
 from .faults import refuse
+from .requests import SamplingRequest
 from .words import Words
 
-FLOAT_ONLY = ("int8", "winograd")
+FLOAT_ONLY = ("int8", "winograd", "w8a8", "fused-qkv")
 """After these a LoRA finds no weights to act on."""
+
+
+def converts_of(request: SamplingRequest) -> tuple[Technique, ...]:
+    return tuple(t for t in request.techniques if find(t, None, "techniques").kind == "convert")
 
 
 def check_converts(converts: Iterable[Technique]) -> None:
@@ -37,14 +42,21 @@ def check_converts(converts: Iterable[Technique]) -> None:
         taken[slot] = technique.id
 
 
+def names_loras(request: SamplingRequest) -> bool:
+    return bool(request.loras) or "<lora:" in request.prompt + request.negative
+
+
 def check_loras(techniques: Iterable[Technique], words: Iterable[Words]) -> None:
-    changed = [technique.id for technique in techniques if technique.id in FLOAT_ONLY]
-    if changed and any(one.loras for one in words):
-        raise refuse(
-            "techniques",
-            changed[0],
-            "changes the weights that LoRAs act on; drop it, or quantise the model (`sfumato models quantize`)",
-        )
+    changed = [technique.id for technique in techniques if technique.id in (*FLOAT_ONLY, "compile")]
+    if not changed or not any(one.loras for one in words):
+        return
+    if changed[0] == "compile":
+        raise refuse("techniques", "compile", "does not see LoRAs, which come and go; drop it")
+    raise refuse(
+        "techniques",
+        changed[0],
+        "changes the weights that LoRAs act on; drop it, or quantise the model (`sfumato models quantize`)",
+    )
 
 
 def own_store() -> Store:

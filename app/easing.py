@@ -19,6 +19,7 @@ from ..pipelines.tiles import coded
 from .faults import Failure, OutOfMemory
 from .planning import GB, after_failure
 from .requests import SamplingRequest
+from .room import give_back
 from .work import Work
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def place(model: Model, request: SamplingRequest) -> None:
 def eased(run: Run, work: Work, phase: str, act: Callable[[Run], T]) -> tuple[Run, T]:
     """act(run); as often as memory runs out, again one rung down. The run as it is from then on, and what came out."""
     while True:
+        give_back()  # so that each phase holds what was planned
         try:
             return run, act(run)
         except OutOfMemory as error:

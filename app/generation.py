@@ -21,13 +21,14 @@ from ..pipelines.text_to_image import TextToImage, as_images
 from .assembly import assemble, defaults_used, machine, resolve
 from .converting import check_loras
 from .easing import built, eased, place
+from .fitting import fitted
 from .interruption import earlier_checkpoint
 from .loras import Adapters, put_on
 from .metadata import check_metadata_fits, encoder, make_record, model_hash
 from .optimize import opened
 from .output import FORMATS
 from .pictures import framed, show, size_note
-from .planning import Estimate, plan_notes, planned
+from .planning import Estimate, plan_notes, plan_told
 from .requests import GenerateRequest
 from .weighing import Weights
 from .words import Words, words_of
@@ -130,9 +131,9 @@ def prepare(
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done or won't fit."""
     work.phase("load")
-    model, request, told, weights, lightened = opened(framed(request), work.shelf, work.device)
-    settled = resolve(request, model)
-    request, found = planned(settled, model, weights, timed=timed, lightened=lightened)
+    model, request, told, weights, early = opened(framed(request), work.shelf, work.device)
+    asked = resolve(request, model)
+    request, found, weights = fitted(asked, model, weights, work.shelf, lightened=early, timed=timed)
     place(model, request)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
     words = words_for(request)
@@ -140,7 +141,7 @@ def prepare(
     adapters = adapters_for(request, model, words)
     check_metadata_fits(Path(f"0000{suffix}"), request, words)
     run = Run(request, model, pipe, words, adapters, pictures, weights, found, suffix, told)
-    for note in all_notes(run):
+    for note in (*all_notes(run), *plan_told(found)):
         work.note(note)
     return run
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .console import Console, table
+from .deletion_commands import jobs_delete, jobs_gc
 from .faults import DONE, FAILED, INTERRUPTED, refuse, unknown
 from .options import request_command
 from .requests import Request
@@ -178,33 +179,6 @@ def jobs_move(
     _done(console, control.move(store, id, before=head if first else before))
 
 
-def jobs_gc(
-    console: Console,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to", help="delete results of the oldest jobs until so much is left, as 20GB", metavar="SIZE"
-        ),
-    ] = None,
-) -> None:
-    """Delete what nothing needs any more; with --to, the oldest results too. The history stays."""
-    from .jobs.artifacts import gc, usage
-    from .jobs.home import policy, size_of, told_size
-
-    store = _fresh_store()
-    freed = gc(store, to=None if to is None else size_of(to, "to"))
-    left, cap = usage(store), policy().cap
-    data = {
-        "files": freed.files,
-        "bytes": freed.bytes,
-        "dropped": list(freed.dropped),
-        "left": left,
-        "cap": cap,
-    }
-    text = f"{told_size(freed.bytes)} freed, {told_size(left)} of results left, the cap is {told_size(cap)}"
-    console.data(data, text)
-
-
 def jobs_run(
     console: Console,
     forever: Annotated[bool, typer.Option("--forever", help="wait for more instead of ending")] = False,
@@ -291,6 +265,7 @@ JOBS: dict[str, Callable[..., Any]] = {
     "jobs resume": jobs_resume,
     "jobs retry": jobs_retry,
     "jobs move": jobs_move,
+    "jobs delete": jobs_delete,
     "jobs gc": jobs_gc,
     "jobs run": jobs_run,
 }

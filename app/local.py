@@ -128,7 +128,6 @@ def generate_images(
     """Make and save all images of a request. With `dry_run` only tell what would be done."""
     from .assembly import plan
     from .generation import prepare
-    from .planning import GB
 
     check_output(choices.output, make=not dry_run)
     work = LocalWork(console, choices)
@@ -138,10 +137,6 @@ def generate_images(
     suffix = ".png" if folder else Path(str(choices.output)).suffix.lower()
     run = prepare(request, work, suffix=suffix, timed=dry_run)
     work.paths = tuple(image_paths(choices.output, request.count, make=not dry_run))
-    if run.estimate is not None and run.estimate.changes:
-        console.say(
-            f"planned to fit into {run.estimate.limit / GB:.2f} GB: {'; '.join(run.estimate.changes)}"
-        )
     if dry_run:
         assert run.estimate is not None
         data = {

@@ -17,6 +17,7 @@ from ..pipelines.weights import tensor_hash
 from .chosen import LoraChoice
 from .faults import refuse
 from .late_loras import LateLoras, late
+from .registry import remembered_lora
 from .requests import SamplingRequest
 from .words import Words
 
@@ -116,11 +117,14 @@ def put_on(request: SamplingRequest, model: Model, words: Iterable[Words]) -> Ad
 
 
 def lora_file(name: str, request: SamplingRequest) -> Path:
-    """A path that --lora gave, or a name in the folder of LoRAs. Prompts can name files of that folder only."""
+    """A path that --lora gave, a remembered name, or one in the folder of LoRAs. Prompts give no paths."""
     path = Path(name).expanduser()
     if any(lora.name == name for lora in request.loras):
         if path.exists():
             return path
         if path.is_absolute():
             raise refuse("loras", name, "does not exist; give a .safetensors file")
+    remembered = remembered_lora(name)
+    if remembered is not None:
+        return remembered
     return named_file(Path(request.lora_folder).expanduser(), name, SUFFIX, "loras")

@@ -24,7 +24,9 @@ def models_list(console: Console) -> None:
     from ..pipelines.doors.hub import all_pulled
     from .catalogue import catalogue
     from .inspection import builtin_models
+    from .model_facts import facts
     from .model_paths import paths_file, read_model_paths, shared_files
+    from .registration import place_of
     from .registry import read_registry
 
     file = paths_file()
@@ -32,13 +34,16 @@ def models_list(console: Console) -> None:
     shared = shared_files(read_model_paths(file)) if file else {}
     families = [e for e in catalogue().values() if e.kind == "family"]
     rows: list[tuple[str, ...]] = [("built-in", m["name"], m["text"]) for m in builtin]
-    rows += [("remembered", name, f"{m.kind or m.role}, {m.place}") for name, m in remembered.items()]
+    known = {name: facts(place_of(entry.place)) for name, entry in remembered.items()}
+    rows += [("remembered", name, f"{known[name].text}, {m.place}") for name, m in remembered.items()]
     rows += [("pulled", name, "") for name in pulled]
     rows += [(kind, f.name, str(f.parent)) for kind, files in shared.items() for f in files]
     rows += [("family", e.id, e.summary) for e in families]
     data = {
         "builtin": builtin,
-        "remembered": {name: m.model_dump() for name, m in remembered.items()},
+        "remembered": {
+            name: {**m.model_dump(), "about": known[name]._asdict()} for name, m in remembered.items()
+        },
         "pulled": pulled,
         "shared": {kind: [str(f) for f in files] for kind, files in shared.items()},
         "families": [e.plain() for e in families],
@@ -68,26 +73,15 @@ def models_add(
         typer.Option("--hash/--no-hash", help="remember the hash, for `models verify`; reads the whole file"),
     ] = True,
 ) -> None:
-    """Remember a model under a name, where it lies; nothing is copied."""
-    from .checks import model_hashes
-    from .inspection import builtin_models, told_kind
-    from .registry import Remembered, locate, registry_file, remember
+    """Remember a model or a LoRA under a name, where it lies; nothing is copied."""
+    from .registration import add, settled
+    from .registry import locate, registry_file
 
-    found = _settled(place)
-    about = _about(found)
-    kind, role = told_kind(about)
-    if parts is not None:
-        if role not in ("checkpoint", "network"):
-            raise refuse("parts", parts, "is for single files that are models; leave --parts out")
-        parts = _settled(locate(parts, field="parts").place)
-    if hashed:
-        console.say(f"taking the hash of {found}")
-    hashes = model_hashes(_path(found)) if hashed else {}
-    chosen = name or _usual_name(found)
-    entry = Remembered(place=found, parts=parts, kind=kind, role=role, hashes=hashes)
-    remember(chosen, entry, {m["name"] for m in builtin_models()})
+    found = settled(place)
+    parts = None if parts is None else settled(locate(parts, field="parts").place)
+    chosen, entry = add(found, name=name, parts=parts, hashed=hashed, say=console.say)
     data = {"name": chosen, **entry.model_dump(), "registry": str(registry_file())}
-    console.data(data, f"{chosen}: {kind or role}, {found}")
+    console.data(data, f"{chosen}: {entry.kind or entry.role}, {found}")
 
 
 def models_remove(console: Console, name: Name) -> None:
@@ -104,19 +98,21 @@ def models_inspect(console: Console, place: Place) -> None:
     Headers alone are read, so it is quick however large the weights are.
     """
     from .inspection import told
+    from .registration import about, settled
 
-    found = _about(_settled(place))
+    found = about(settled(place))
     console.data(found, told(found))
 
 
 def models_verify(console: Console, place: Place) -> int:
     """Check headers, and that the tensors are those that were added. Exit code 1 if something is wrong."""
     from .checks import verify
+    from .registration import path_of, settled
     from .registry import read_registry
 
     entry = read_registry().get(place)
-    target = _settled(place) if entry is None else entry.place
-    report = verify(_path(target), entry.hashes if entry else {})
+    target = settled(place) if entry is None else entry.place
+    report = verify(path_of(target), entry.hashes if entry else {})
     data = {"name": place, "place": target, **report}
     lines = [f"PROBLEM  {text}" for text in report["problems"]] or [
         f"{place}: {report['files']} files, headers are sound"
@@ -180,55 +176,6 @@ def models_pull(
     pinned = f"{found.repository}@{found.commit}"
     data = {**found._asdict(), "model": pinned, "folder": str(found.folder)}
     console.data(data, f"{pinned}\n{found.folder}")
-
-
-def _settled(text: str) -> str:
-    """A remembered name, path or Hub id as an absolute path or `owner/name@commit`."""
-    from ..pipelines.doors import hub
-    from .registry import locate
-
-    found = locate(text, field="path").place
-    path = Path(found).expanduser()
-    if path.exists():
-        return str(path.absolute())
-    reference, folder = hub.parse(found), hub.pulled(found)
-    if reference is None:
-        raise refuse("path", text, "does not exist; give a file, a folder, or owner/name of a pulled model")
-    if folder is None:
-        raise refuse(
-            "path", text, f"is no file, and was not pulled; `sfumato models pull {text}` downloads it"
-        )
-    return f"{reference.repository}@{folder.name}"
-
-
-def _path(settled: str) -> Path:
-    """Where the files of a settled place are."""
-    from ..pipelines.doors import hub
-
-    path = Path(settled)
-    if path.exists():
-        return path
-    folder = hub.pulled(settled)
-    if folder is None:
-        raise refuse("path", settled, "is gone; pull it again, or remove the name")
-    return folder
-
-
-def _about(settled: str) -> dict[str, Any]:
-    from .inspection import inspect_folder, inspect_weights
-
-    path = _path(settled)
-    return inspect_folder(path) if path.is_dir() else inspect_weights(path, hashed=False)
-
-
-def _usual_name(settled: str) -> str:
-    from ..pipelines.doors import hub
-
-    reference = hub.parse(settled)
-    if reference is not None and not Path(settled).exists():
-        return reference.repository.partition("/")[2]
-    path = Path(settled)
-    return path.name if path.is_dir() else path.stem
 
 
 def models_measure(

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
+
 from ..kernels.native.around import available as native
 from ..kernels.quant.int8 import available as int8
-from ..pipelines.errors import BadInput
+from ..kernels.triton_here import INSTALLED
+from ..pipelines.errors import BadInput, NoSite
 from ..pipelines.protocols import Model
 from . import reuse
 from .assembly import on_device, open_for
-from .builder import build, find
+from .builder import slot_of
 from .chosen import Technique
-from .converting import FLOAT_ONLY
+from .converting import names_loras
+from .levels import Facts, choice
 from .requests import SamplingRequest
 from .shelf import Shelf
 from .weighing import Weights
 
 R = TypeVar("R", bound=SamplingRequest)
 
-LEVELS: dict[str, tuple[str, ...]] = {
-    "exact": ("winograd",),
-    "balanced": ("int8", "winograd", "int8-attention"),
-    "fast": ("int8", "winograd", "int8-attention"),
-    "small": ("weight-only",),
-}
-"""On a processor, in float32."""
 ALLOWED = 0.05
 """What `fast` may lose by reuse, as a share of the picture."""
+PROJECTIONS = ("ip-adapter", "linfusion")
+"""Techniques that look for the single projections of attention layers."""
 
 
 class Opened(NamedTuple, Generic[R]):
@@ -37,15 +36,24 @@ class Opened(NamedTuple, Generic[R]):
     request: R
     notes: tuple[str, ...]
     weights: Weights
-    lightened: bool
-    """Whether its weights were offloaded without being asked for."""
+    lightened: tuple[str, ...]
+    """What was planned down before it was opened."""
 
 
 def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
     """`device` is what `auto` means."""
-    level, (request, notes) = request.optimize, settled(on_device(request, device))
-    model, request, weights, lightened = open_for(request, shelf)
-    if level == "fast":
+    given = on_device(request, device)
+    request, notes = settled(given)
+    try:
+        model, request, weights, lightened = open_for(request, shelf)
+    except BadInput as error:
+        added = [t for t in request.techniques if t.id == "compile" and t not in given.techniques]
+        if not added or not isinstance(error.__cause__, NoSite):
+            raise
+        notes = (*notes, f"optimize: compile is left out: {error.__cause__}")
+        kept = tuple(t for t in request.techniques if t not in added)
+        model, request, weights, lightened = open_for(request.model_copy(update={"techniques": kept}), shelf)
+    if given.optimize == "fast":
         request, more = reused(request, model.defaults.steps)
         notes = (*notes, *more)
     return Opened(model, request, notes, weights, lightened)
@@ -56,55 +64,48 @@ def settled(request: R) -> tuple[R, tuple[str, ...]]:
 
     Device and dtype must be settled. Techniques that the user chose stay; ours make way for them.
     """
-    level = request.optimize
-    if level == "off":
+    if request.optimize == "off":
         return request, ()
-    notes: list[str] = []
+    names, told = choice(request.optimize, facts(request))
+    notes = [f"optimize: {note}" for note in told]
     chosen = list(request.techniques)
-    names = LEVELS[level]
-    if request.device != "cpu" or request.dtype != "float32":
-        notes.append(
-            f"optimize: {level} has nothing for {request.dtype} on {request.device} yet; "
-            "it is for float32 on a processor"
-        )
-        names = ()
-    taken = {slot for technique in chosen if (slot := _slot(technique)) is not None}
-    for name in names:
-        technique = Technique(id=name)
-        why = _lacking(name, request)
-        if why is None and _slot(technique) in taken:
-            why = f"another technique has its place, {_slot(technique)}"
-        if why is None:
-            chosen.append(technique)
-        else:
-            notes.append(f"optimize: {name} is left out: {why}")
-        if why is None and name == "winograd" and native() is not None:
+    taken = {slot for technique in chosen if (slot := slot_of(technique)) is not None}
+    for technique in (Technique.model_validate(name) for name in names):
+        if slot_of(technique) in taken:
+            place = f"another technique has its place, {slot_of(technique)}"
+            notes.append(f"optimize: {technique.id} is left out: {place}")
+            continue
+        chosen.append(technique)
+        if technique.id == "winograd" and native() is not None:
             notes.append(f"optimize: winograd runs in plain torch: {native()}")
     return request.model_copy(update={"techniques": tuple(chosen), "optimize": "off"}), tuple(notes)
 
 
+def facts(request: SamplingRequest) -> Facts:
+    """What the choice of techniques depends on, of a request whose device and dtype are settled."""
+    device, used = request.device.partition(":")[0], {t.id for t in request.techniques}
+    capability = (0, 0)
+    if device == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(request.device)
+    return Facts(
+        device=device,
+        dtype=request.dtype,
+        capability=capability,
+        triton=None if INSTALLED else "needs the package triton (pip install 'sfumato[gpu]')",
+        native=native() if device == "cpu" else None,
+        int8=int8() if device == "cpu" else None,
+        loras=names_loras(request),
+        projections=bool(used & set(PROJECTIONS)),
+        offload=bool(request.offload),
+    )
+
+
 def reused(request: R, steps: int) -> tuple[R, tuple[str, ...]]:
     """With what `fast` may lose by reuse, if it was measured for these steps; `steps` is the model's own number."""
-    if request.reuse or "block cache" in {_slot(technique) for technique in request.techniques}:
+    if request.reuse or "block cache" in {slot_of(technique) for technique in request.techniques}:
         return request, ()
     try:
         reuse.chosen(ALLOWED, request.model, request.steps or steps)
     except BadInput as error:
         return request, (f"optimize: nothing is reused across steps: {error}",)
     return request.model_copy(update={"reuse": ALLOWED}), ()
-
-
-def _lacking(name: str, request: SamplingRequest) -> str | None:
-    if name in FLOAT_ONLY and (request.loras or "<lora:" in request.prompt + request.negative):
-        return "LoRAs act on the weights that it changes"
-    if name == "int8":
-        return int8()
-    return native() if name == "int8-attention" else None
-
-
-def _slot(technique: Technique) -> str | None:
-    entry = find(technique, None, "techniques")
-    if entry.kind not in ("convert", "patch"):
-        return None
-    slot: str | None = build(technique).slot
-    return slot

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from ..pipelines.protocols import Model
+from .chosen import Technique
+from .converting import converts_of, names_loras
 from .faults import refuse
 from .requests import SamplingRequest
-from .room import Room, beside, room
+from .room import Room, beside, give_back, room
 from .weighing import Weights
 
 R = TypeVar("R", bound=SamplingRequest)
@@ -24,6 +26,10 @@ COARSE_PIXEL, COARSE_LATENT = 8_000, 4_000
 """Bytes per pixel of a decoded picture, and of each picture being sampled, that no known model reaches."""
 LEAST = 0.05
 """The least share of the weights that is worth holding at once."""
+WORTH = 0.1
+"""The least share of the weights that is worth another network."""
+KERNELS = 64_000_000
+"""Bytes that 8 bits must save besides: the code of their kernels and what it first takes are a third of that."""
 ALL_PHASES, SAMPLE, DECODE = ("encode", "sample", "decode"), ("sample",), ("decode",)
 
 
@@ -95,14 +101,40 @@ def _fewer(request: SamplingRequest, weights: Weights, above: int) -> dict[str, 
     return {"batch": -(-request.batch // 2)} if min(request.batch, request.count) > 1 else None
 
 
+def _in_8_bits(request: SamplingRequest, weights: Weights, above: int) -> dict[str, Any] | None:
+    """Before a run alone: what has begun is not finished by another network."""
+    if not above or request.offload or weights.saved < max(KERNELS, WORTH * weights.total):
+        return None
+    if _refuses_int8(request):
+        return None
+    return {"techniques": (*request.techniques, Technique(id="int8"))}
+
+
+def _refuses_int8(request: SamplingRequest) -> bool:
+    from ..kernels.quant.int8 import available
+
+    """Also where the network is another already by the user's choice."""
+    if request.device != "cpu" or request.dtype != "float32" or names_loras(request):
+        return True
+    if request.wildcards is not None:  # a line of theirs may name a LoRA
+        return True
+    return bool(converts_of(request)) or available() is not None
+
+
+QUANTISE = Rung("the network's weights are held in 8 bits", ALL_PHASES, _in_8_bits)
 OFFLOAD = Rung("weights are held in part and read as they are needed", ALL_PHASES, _offloaded)
 LADDER: tuple[Rung, ...] = (
     Rung("pictures are decoded in stripes", DECODE, _in_stripes),
     Rung("fewer pictures at once", SAMPLE, _fewer),
+    QUANTISE,
     OFFLOAD,
     Rung("pictures are decoded in tiles", DECODE, _in_tiles),
 )
-"""From what costs least to what costs most; a further one is a row."""
+"""From what costs least to what costs most; a further one is a row.
+
+8 bits come before offload: what the eye does not see is changed, and each step is faster, while offload reads the same
+weights anew at every step, from the disk where memory is short indeed.
+"""
 
 
 def limit_of(request: SamplingRequest, now: Room) -> int:
@@ -119,27 +151,32 @@ def surely_fits(request: SamplingRequest, weights: Weights, now: Room) -> bool:
     return now.held + bound < now.most / 2
 
 
-def before_opening(request: R, weights: Weights, now: Room) -> R:
-    """Weights that will not fit are not read into memory in the first place."""
-    if request.offload is not None or weights.total == 0:
-        return request
-    above = now.held + weights.total - limit_of(request, now)
-    if above <= 0:
-        return request
-    changed = _offloaded(request, weights, above)
-    return request if changed is None else request.model_copy(update=changed)
+def before_opening(request: R, weights: Weights, now: Room) -> tuple[R, tuple[str, ...]]:
+    """Weights that will not fit are not read into memory in the first place; with what was planned down."""
+    told: list[str] = []
+    if request.offload is not None:
+        return request, ()
+    for rung in (QUANTISE, OFFLOAD):
+        above = now.held + weights.total - limit_of(request, now)
+        changed = rung.down(request, weights, above) if weights.total and above > 0 else None
+        if changed is not None:
+            request = request.model_copy(update=changed)
+            weights = weights.in_8_bits if rung is QUANTISE else weights
+            told.append(rung.told)
+    return request, tuple(told)
 
 
 def planned(
-    request: R, model: Model, weights: Weights, *, timed: bool = False, lightened: bool = False
+    request: R, model: Model, weights: Weights, *, timed: bool = False, lightened: tuple[str, ...] = ()
 ) -> tuple[R, Estimate | None]:
     """The request with everything that memory decides settled, and the estimate; None where none was needed.
 
-    `lightened` says that its weights were offloaded before they were opened, without being asked for.
-    Refused with the numbers if no rung of the ladder makes it fit.
+    `lightened` is what was planned down before. Where the plan takes a network in 8 bits it ends there, to be gone on
+    with when the model has one (`fitting.py`). Refused with the numbers if no rung of the ladder makes it fit.
     """
     from .estimates import estimate
 
+    give_back()
     now = room(request.device)
     request = request.model_copy(
         update={
@@ -149,17 +186,18 @@ def planned(
     )
     if not timed and not lightened and surely_fits(request, weights, now):
         return request, None
-    told = [OFFLOAD.told] if lightened else []
+    told = list(lightened)
     limit, base = limit_of(request, now), beside(model, now.held)
     found = estimate(request, model, weights, Room(base, limit), timed=timed)
-    while found.peak > limit:
+    while found.peak > limit and QUANTISE.told not in told[len(lightened) :]:
         above, phase = found.peak - limit, found.tightest
         rung, changed = _next_rung(request, weights, above, phase)
         if rung is None or changed is None:
             raise _impossible(request, found, limit)
         request = request.model_copy(update=changed)
         told.append(rung.told)
-        found = estimate(request, model, weights, Room(base, limit), timed=timed)
+        if rung is not QUANTISE:
+            found = estimate(request, model, weights, Room(base, limit), timed=timed)
     changes = tuple(dict.fromkeys(told))
     return request, Estimate(found.phases, found.base, found.weights, found.limit, found.seconds, changes)
 
@@ -170,6 +208,8 @@ def _next_rung(
     for rung in LADDER:
         if rung is OFFLOAD and phase == "decode" and request.offload:
             continue  # whatever is offloaded has left memory by then
+        if rung is QUANTISE and phase == "decode" and above > weights.saved:
+            continue  # it is the picture that is large, not the network
         changed = rung.down(request, weights, above) if phase in rung.phases else None
         if changed is not None:
             return rung, changed
@@ -194,6 +234,13 @@ def after_failure(request: R, weights: Weights, phase: str) -> tuple[R, str] | N
     return request.model_copy(update=changed), rung.told
 
 
+def plan_told(found: Estimate | None) -> tuple[str, ...]:
+    """What was planned down, for people."""
+    if found is None or not found.changes:
+        return ()
+    return (f"planned to fit into {found.limit / GB:.2f} GB: {'; '.join(found.changes)}",)
+
+
 def plan_notes(request: SamplingRequest) -> tuple[str, ...]:
     """What the plan in a settled request means, for people."""
     notes = []
@@ -201,6 +248,8 @@ def plan_notes(request: SamplingRequest) -> tuple[str, ...]:
         notes.append(
             f"memory: {request.offload:g} GB of the weights are held at once, the others read as needed"
         )
+    if request.memory is not None and any(technique.id == "int8" for technique in request.techniques):
+        notes.append("memory: the network computes in 8 bits; a picture in float32 differs a little")
     if request.decode in ("stripes", "tiles"):
         inexact = ", blended; colours may differ a little" if request.decode == "tiles" else ""
         notes.append(f"memory: pictures are decoded in {request.decode}{inexact}")

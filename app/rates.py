@@ -10,13 +10,18 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .output import write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "costs.json"
 KINDS = ("convolution", "product", "attention", "moved")
 """Operations per second, and bytes written per second."""
+OWN = ("bytewise", "winograd")
+"""Of our own kernels, which are for float32 on a processor."""
 SHORTEST = 0.05
 """Seconds for which each is repeated."""
 
@@ -32,8 +37,12 @@ def rates(device: str, dtype: str, *, anew: bool = False) -> dict[str, float]:
     key, file = row_key(device, dtype), costs_file()
     known = _read(file)
     found = known.get(key)
-    if not anew and isinstance(found, dict) and all(_positive(found.get(kind)) for kind in KINDS):
-        return {kind: float(found[kind]) for kind in KINDS}
+    if (
+        not anew
+        and isinstance(found, dict)
+        and all(_positive(found.get(kind)) for kind in kinds(device, dtype))
+    ):
+        return {kind: float(found[kind]) for kind in kinds(device, dtype)}
     made = measured(device, dtype)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +50,10 @@ def rates(device: str, dtype: str, *, anew: bool = False) -> dict[str, float]:
     except OSError:
         return made
     return made
+
+
+def kinds(device: str, dtype: str) -> tuple[str, ...]:
+    return (*KINDS, *OWN) if device == "cpu" and dtype == "float32" else KINDS
 
 
 def row_key(device: str, dtype: str) -> str:
@@ -87,7 +100,7 @@ def measured(device: str, dtype: str) -> dict[str, float]:
     q = make(2, 8, rows, 64)
     big = make(2, width, 2 * side, 2 * side)
     with torch.no_grad():
-        return {
+        found = {
             "convolution": _per_second(lambda: F.conv2d(x, w, padding=1), 2.0 * x.numel() * 9 * width, large),
             "product": _per_second(lambda: F.linear(a, b), 2.0 * a.numel() * 4 * width, large),
             "attention": _per_second(
@@ -95,6 +108,25 @@ def measured(device: str, dtype: str) -> dict[str, float]:
             ),
             "moved": _per_second(lambda: F.silu(big), float(big.nbytes), large),
         }
+        return found | (_own(x, a) if kinds(device, dtype) != KINDS else {})
+
+
+def _own(x: Tensor, a: Tensor) -> dict[str, float]:
+    """Of our own kernels, at the same pictures and rows."""
+    from torch import nn
+
+    from ..kernels.quant.int8 import available
+    from ..kernels.quant.layers import Int8Linear
+    from ..kernels.winograd import WinogradConv2d
+
+    width = a.shape[1]
+    around = WinogradConv2d(nn.Conv2d(width, width, 3, padding=1))
+    eight: nn.Module = nn.Linear(width, 4 * width)
+    eight = eight if available() else Int8Linear(eight)
+    return {
+        "bytewise": _per_second(lambda: eight(a), 2.0 * a.numel() * 4 * width, False),
+        "winograd": _per_second(lambda: around(x), 2.0 * x.numel() * 9 * width, False),
+    }
 
 
 def _per_second(run: Callable[[], object], amount: float, on_gpu: bool) -> float:

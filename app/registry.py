@@ -19,6 +19,8 @@ from .model_paths import find_shared
 from .output import write_text
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}")
+LORA = "lora"
+"""The role of what is put on a model, beside those of models and their parts."""
 
 
 class Remembered(BaseModel):
@@ -35,6 +37,10 @@ class Remembered(BaseModel):
     role: str = ""
     hashes: dict[str, str] = {}
     """Part (or . for a file) to tensor hash; empty if none was taken."""
+
+    @property
+    def is_lora(self) -> bool:
+        return self.role == LORA
 
 
 class Registry(BaseModel):
@@ -81,10 +87,10 @@ def remember(name: str, entry: Remembered, taken: set[str]) -> None:
         )
     models = read_registry()
     if name in taken:
-        raise refuse("name", name, "is a built-in model; choose another --name")
+        raise refuse("name", name, "is a built-in model; choose another name")
     if name in models and models[name].place != entry.place:
         raise refuse(
-            "name", name, f"stands for {models[name].place}; choose another --name, or remove it first"
+            "name", name, f"stands for {models[name].place}; choose another name, or remove it first"
         )
     write_registry({**models, name: entry})
 
@@ -96,6 +102,18 @@ def forget(name: str) -> Remembered:
     entry = models.pop(name)
     write_registry(models)
     return entry
+
+
+def remembered_lora(name: str) -> Path | None:
+    """The file of a LoRA that was remembered under this name."""
+    entry = read_registry().get(name)
+    if entry is None or not entry.is_lora:
+        return None
+    path = Path(entry.place)
+    if not path.is_file():
+        remedy = f"was {entry.place}, which is gone; `sfumato models remove {name}`, then add it anew"
+        raise refuse("loras", name, remedy)
+    return path
 
 
 def locate(text: str, config: Path | None = None, field: str = "model") -> Located:

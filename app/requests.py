@@ -141,11 +141,14 @@ class SamplingRequest(Request):
     optimize: Literal["off", "exact", "balanced", "fast", "small"] = field(
         "off",
         "how to run the networks here: exact loses nothing, balanced computes in 8 bits, fast reuses steps too, small "
-        "holds weights in 4 bits",
+        "holds weights in 4 bits; docs/optimize.md says by what",
         group="advanced",
     )
     loras: tuple[LoraChoice, ...] = field(
-        (), "LoRA, a file or a name in --lora-folder; repeat for more", group="advanced", flags=("--lora",)
+        (),
+        "LoRA, a file, a remembered name or one in --lora-folder; repeat for more",
+        group="advanced",
+        flags=("--lora",),
     )
     lora_folder: str = field(
         "loras", "folder in which LoRAs are looked up by name", group="advanced", holds="place", min_length=1

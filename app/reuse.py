@@ -16,7 +16,12 @@ BLOCKS = (
     *(f"block-cache:interval={value}" for value in (2, 3, 4)),
     *(f"taylorseer:interval={value},order={order}" for value in (2, 3, 4, 5) for order in (1, 2)),
 )
-SKIPS = tuple(f"deepcache:branch={branch},interval={value}" for branch in (0, 2) for value in (2, 3, 4, 5, 7))
+SKIPS = tuple(
+    f"deepcache:branch={branch},interval={value},order={order}"
+    for branch in (0, 2)
+    for value in (2, 3, 4, 5)
+    for order in (0, 1, 2)
+)
 
 
 def chosen(allowed: float, name: str, steps: int) -> Technique:

@@ -1,19 +1,34 @@
-"""What a model's weights take, from the headers of its files: known before anything is opened."""
+"""What a model's weights take: by the headers of its files before it is opened, then as its converts left it."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor, nn
+
+from ..kernels.offload import offloaded
+from ..kernels.quant.layers import untold
+from ..kernels.quant.packed import packable
+from ..pipelines.converts._layers import chosen
+from ..pipelines.converts.int8 import Int8
 from ..pipelines.errors import SfumatoError
+from ..pipelines.families._common import Checkpoint
+from ..pipelines.placement import STAYS
+from ..pipelines.protocols import Model
+from ..pipelines.weights import Tensor as Header
 from ..pipelines.weights import read_headers, read_tensors, weight_files
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WHOLE = ("I64", "I32", "I16", "I8", "U8", "U64", "U32", "U16", "BOOL")
 SKIPPED = ("safety_checker",)
-STAYS = ("vae", "movq", "vqvae")
-"""Parts that are not offloaded."""
+DENOISERS = ("unet", "transformer")
+IN_8_BITS, LESS = Int8(), 3
+"""The convert, and the bytes that it saves of each weight in float32."""
 
 
 class Weights(NamedTuple):
@@ -23,41 +38,101 @@ class Weights(NamedTuple):
     staying: int = 0
     """Of the parts that are never offloaded."""
     largest: int = 0
-    """The largest tensor of those that are: no less can be held."""
+    """The largest layer of those that are: no less can be held."""
+    saved: int = 0
+    """How many fewer it would be with the denoising network in 8 bits; before it is opened 0 where nobody knows."""
+
+    @property
+    def in_8_bits(self) -> Weights:
+        return Weights(self.total - self.saved, self.staying, self.largest)
 
     @property
     def moving(self) -> int:
         return self.total - self.staying
 
 
+def weighed(model: Model, before: Weights) -> Weights:
+    """Of an opened model; `before` where that can't be told of its kind."""
+    if not isinstance(model, Checkpoint):
+        return before
+    total = staying = largest = 0
+    saved = _saved(model.denoise.net)
+    for name, net in {id(part.net): (name, part.net) for name, part in model.parts.items()}.values():
+        seen: set[int] = set()
+        own = 0
+        for layer in net.modules():
+            mine = 0
+            for tensor in _tensors(layer):
+                mine += tensor.numel() * tensor.itemsize if id(tensor) not in seen else 0
+                seen.add(id(tensor))
+            mine += untold(layer)
+            own += mine
+            largest = largest if name in STAYS else max(largest, mine)
+        total += own
+        staying += own if name in STAYS else 0
+    return Weights(total, staying, largest, saved)
+
+
+def _saved(net: nn.Module) -> int:
+    if offloaded(net) is not None:
+        return 0
+    layers = chosen(net, skip=IN_8_BITS.skip, smallest=IN_8_BITS.smallest)
+    found = (packable(layer) for _, layer in layers)
+    return sum(LESS * layer.weight.numel() for layer in found if layer is not None)
+
+
+def _tensors(layer: nn.Module) -> list[Tensor]:
+    """Those of a layer itself; their sizes are the same where they are offloaded."""
+    return [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
+
+
 def weigh(places: list[Path], dtype: str) -> Weights:
     """Of model folders and single files together. What can't be read weighs nothing: opening will say why."""
-    total = staying = largest = 0
+    total = staying = largest = saved = 0
     for place in places:
-        for name, sizes in _parts(place, dtype).items():
-            total += sum(sizes)
+        for name, (sizes, as_is) in _parts(place, dtype).items():
+            total += sum(sizes.values())
+            saved += _less(sizes) if name.startswith(DENOISERS) and as_is else 0
             if name in STAYS:
-                staying += sum(sizes)
+                staying += sum(sizes.values())
             else:
-                largest = max(largest, *sizes, 0)
-    return Weights(total, staying, largest)
+                largest = max(largest, *sizes.values(), 0)
+    return Weights(total, staying, largest, saved)
 
 
-def _parts(place: Path, dtype: str) -> dict[str, list[int]]:
-    """Bytes of every tensor, by part."""
+def _less(layers: Mapping[str, int]) -> int:
+    """`saved` by the names and sizes of layers; what is in no layer of 8 bits after all is little."""
+    large = (
+        size
+        for name, size in layers.items()
+        if size >= 4 * IN_8_BITS.smallest and not any(fnmatchcase(name, one) for one in IN_8_BITS.skip)
+    )
+    return sum(large) * LESS // 4
+
+
+def _parts(place: Path, dtype: str) -> dict[str, tuple[Counter[str], bool]]:
+    """Bytes of every layer, by part, and whether all lie in a file as float32, so that they are read one by one."""
     try:
         if place.is_file():
-            return {"": [_size(t.dtype, t.shape, dtype) for t in read_tensors(place).values()]}
+            return {"": (_layers(read_tensors(place).items(), dtype), False)}
         homes = sorted({file.parent for file in place.rglob("*.safetensors")})
         found = {}
         for home in homes:
             if home.name in SKIPPED or not (home / "config.json").is_file():
                 continue
             headers = read_headers(weight_files(home).files)
-            found[home.name] = [_size(t.dtype, t.shape, dtype) for _, t in headers.values()]
+            as_is = dtype == "float32" and all(t.dtype == "F32" for _, t in headers.values())
+            found[home.name] = _layers(((name, t) for name, (_, t) in headers.items()), dtype), as_is
         return found
     except (SfumatoError, OSError):
         return {}
+
+
+def _layers(tensors: Iterable[tuple[str, Header]], dtype: str) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for name, tensor in tensors:
+        found[name.rpartition(".")[0]] += _size(tensor.dtype, tensor.shape, dtype)
+    return found
 
 
 def _size(kind: str, shape: tuple[int, ...], dtype: str) -> int:

@@ -131,7 +131,7 @@ def expected(request: WorldRequest, scene: Any) -> dict[str, Any]:
     began = time.perf_counter()
     render([scene], size=small, maps=wanted)
     took = time.perf_counter() - began
-    need = rehearse(lambda: render([scene], size=small, maps=wanted), (), copies=False)
+    need = rehearse(lambda: render([scene], size=small, maps=wanted), (), processor=False)
     more = request.width * request.height / (small[0] * small[1])
     held = room("cpu").held
     return {"seconds": round(took * more, 3), "peak_bytes": held + int(need.peak * more)}

@@ -6,11 +6,14 @@ system may still keep the file's contents in its cache, which it gives up before
 
 from __future__ import annotations
 
+import bisect
+import ctypes
 import math
 import mmap
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,6 +23,9 @@ from torch import Tensor
 PAGE = mmap.PAGESIZE
 ALIGNED = 64
 """Bytes: what fast products look at when they choose their way, and with it the last bits of their results."""
+
+
+MAPS = Path("/proc/self/maps")
 
 
 class Place(NamedTuple):
@@ -70,6 +76,40 @@ class Mapped:
         if end > start:
             first = start - start % PAGE
             self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def let_go(tensors: Iterable[Tensor]) -> None:
+    """The pages of mapped files that these tensors fill no longer count as memory of this process.
+
+    For weights that nobody has written to: whoever reads them again reads the file. Tensors elsewhere stay as they are.
+    """
+    spans = [
+        (-(-tensor.data_ptr() // PAGE) * PAGE, (tensor.data_ptr() + tensor.nbytes) // PAGE * PAGE)
+        for tensor in tensors
+        if tensor.device.type == "cpu"
+    ]
+    spans = [(first, last) for first, last in spans if first < last]
+    files = _of_files() if spans else []
+    for first, last in spans:
+        i = bisect.bisect_right(files, (first, sys.maxsize)) - 1
+        if i >= 0 and last <= files[i][1]:
+            size = ctypes.c_size_t(last - first)
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_DONTNEED)
+
+
+def _of_files() -> list[tuple[int, int]]:
+    """The addresses at which files are mapped, in order; none where the system does not say."""
+    try:
+        lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        span, _, _, _, number, *_ = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in span.split("-"))
+        if number != "0":
+            found.append((start, end))
+    return found
 
 
 class Scratch:

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from functools import cache
 
 import torch
 
 LOG = logging.getLogger(__name__)
+INSTALLED = importlib.util.find_spec("triton") is not None
+_told: set[str] = set()
 
 
-@cache
 def lacking() -> str | None:
-    """Half a sentence; None where they run. With a CUDA device but no Triton it is said once what that costs."""
+    """Half a sentence; None where they run. With a CUDA device but no Triton it is said once what that costs.
+
+    Compiled code asks too, so nothing but plain facts is looked at.
+    """
     if not torch.cuda.is_available():
         return "needs a CUDA device, and torch sees none"
-    if importlib.util.find_spec("triton") is None:
-        LOG.warning(
+    if INSTALLED:
+        return None
+    if not torch.compiler.is_compiling():
+        _tell(
             "Triton is not installed (pip install 'sfumato[gpu]'): packed weights are unpacked before each product, "
             "and sparse attention gathers its tiles"
         )
-        return "needs the package triton, which is not installed (pip install 'sfumato[gpu]')"
-    return None
+    return "needs the package triton, which is not installed (pip install 'sfumato[gpu]')"
+
+
+def _tell(text: str) -> None:
+    if text not in _told:
+        _told.add(text)
+        LOG.warning(text)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .foretold import tell
 from .native.around import (
     NORM_FIELDS,
     PLAIN,
@@ -26,10 +27,13 @@ from .native.around import (
     done,
     functions,
     norm_fields,
+    seen,
 )
 
 BLOCK = 4_000_000
 """Bytes of one block's 36 numbers per tile and channel, in and out."""
+HELD, FEWEST = 4 << 20, 32
+"""The same in C++, and the tiles of a block at least: as in winograd.cpp."""
 
 _BT = torch.tensor(
     [
@@ -98,9 +102,9 @@ def conv3x3(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
         for first in range(0, rows, step):
             some = tiles[:, :, b, first : first + step]
             count = some.shape[2] * columns
-            inside = (_IN @ some.reshape(36, count * into)).view(36, count, into)
+            inside = (_IN.to(x.device) @ some.reshape(36, count * into)).view(36, count, into)
             summed = torch.bmm(inside, matrices).view(36, count * out)
-            pixels = (_OUT @ summed).view(4, 4, -1, columns, out)
+            pixels = (_OUT.to(x.device) @ summed).view(4, 4, -1, columns, out)
             result[b, first : first + step] = pixels.permute(2, 0, 3, 1, 4)
     image = result.view(batch, 4 * rows, 4 * columns, out)[:, :height, :width]
     if bias is not None:
@@ -139,8 +143,12 @@ class WinogradConv2d(nn.Module):
         """
         x = x.contiguous(memory_format=torch.channels_last)
         batch, height, width = x.shape[0], x.shape[2] * times, x.shape[3] * times
-        out = torch.empty(batch, height, width, self.out_channels)
+        out = torch.empty(batch, height, width, self.out_channels, device=x.device)
         shift, _, residual = checked(after, out.shape)
+        if x.is_meta:
+            beside = self._beside(batch, height, width) + (0 if norm is None else seen(x))
+            tell("winograd", 18.0 * out.numel() * self.in_channels, beside)
+            return out.permute(0, 3, 1, 2)
         given = _Convolution(
             *(at(t) for t in (x, self.matrices, self.bias, shift, residual, out)),
             *(batch, height, width, self.in_channels, self.out_channels, times),
@@ -149,6 +157,12 @@ class WinogradConv2d(nn.Module):
         )
         done(functions().sfumato_winograd(ctypes.byref(given)))
         return out.permute(0, 3, 1, 2)
+
+    def _beside(self, batch: int, height: int, width: int) -> int:
+        """Bytes between the stages in C++: of all tiles, or of one block of them."""
+        each = 144 * (self.in_channels + self.out_channels)
+        tiles = batch * -(-height // 4) * -(-width // 4)
+        return each * min(tiles, max(HELD // each, FEWEST))
 
 
 def fits(layer: nn.Conv2d) -> bool:

@@ -9,6 +9,7 @@ come in, so that a model of any size opens in little memory.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch import nn
 from ..kernels.mapped import Mapped, Place
 from ..kernels.offload import Rest, Stored, offload, offloaded, restore
 from ..kernels.residence import Pool
+from .converts._compiled import taken_off
 from .errors import BadInput
 from .families._common import Checkpoint
 from .families._packed import blank, fill
@@ -30,6 +32,7 @@ from .packed_header import layers_of
 from .protocols import Model
 from .weights import read_headers
 
+LOG = logging.getLogger(__name__)
 STAYS = ("vae", "movq", "vqvae")
 """Folders of autoencoders: small beside what they compute, and laid out anew for speed as they are opened."""
 
@@ -132,6 +135,8 @@ def offload_model(model: Model, budget: int) -> None:
         pool.resize(budget)
         for part in nets.values():
             if offloaded(part.net) is None:
+                if taken_off(part.net):
+                    LOG.info("compiled blocks run as they are written: their weights come and go")
                 files = [file for file in part.files if file.suffix == ".safetensors"]
                 scratch = Path(tempfile.gettempdir())
                 offload(part.net, pool, Rest(device, stored=stored_in(files), by=BY, scratch=scratch))

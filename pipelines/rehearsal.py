@@ -3,15 +3,17 @@
 Every tensor that would be made is counted while it would live, so the peak is that of the very code that will run, for
 any family, size and batch, in a fraction of a second. Attention counts as the fused kernels compute it, without its
 matrix of scores. What a backend keeps beside its operands is added where it is known: a convolution of oneDNN whose
-input is not channels-last makes a copy of it.
+input is not channels-last makes a copy of it, our own kernels tell what they would hold. On a processor the peak is
+what the allocator would hold for these tensors (`heap.py`), which is more than they take.
 """
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,11 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ..kernels.foretold import LISTENER
 from .families._common import Checkpoint
+from .heap import Event, held
 from .protocols import Cond, Model
 
-PACKED = ".quant.packed"
-"""Layers of ours that go through torch on any device but a processor."""
+OWN = (".quant.packed", ".quant.layers", ".quant.fused", ".winograd")
+"""Layers of ours that go through torch on meta, or tell there what they would take."""
 
 
 class Need(NamedTuple):
@@ -35,15 +39,30 @@ class Need(NamedTuple):
     peak: int
     """Bytes at once, inputs included."""
     work: Mapping[str, float]
-    """Multiplications and additions in `convolution`, `product` and `attention`; bytes written, as `moved`."""
+    """Multiplications and additions in `convolution`, `product` and `attention`, and in our own kernels' `bytewise`
+    and `winograd`; bytes written, as `moved`.
+    """
 
 
 @dataclass
 class _Count:
     now: int = 0
     peak: int = 0
-    work: Counter[str] = field(default_factory=Counter)
+    work: Any = field(default_factory=Counter)
     known: dict[int, Any] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    def told(self, kind: str, work: float, beside: int) -> None:
+        """Of a kernel of ours."""
+        self.work[kind] += work
+        self.beside(beside)
+
+    def beside(self, size: int) -> None:
+        """Bytes that are held for a moment, and all that lives now with them."""
+        self.peak = max(self.peak, self.now + size)
+        if size:
+            block = len(self.events)
+            self.events += [Event(block, size), Event(block, 0)]
 
 
 class _Counting(TorchDispatchMode):
@@ -67,7 +86,7 @@ class _Counting(TorchDispatchMode):
             beside = 0 if last or args[1].is_contiguous(memory_format=torch.channels_last) else x.nbytes
         if packet in flop_registry:
             count.work[kind] += flop_registry[packet](*args, **kwargs, out_val=out)
-        count.peak = max(count.peak, count.now + beside)
+        count.beside(beside)
         return out
 
 
@@ -78,12 +97,16 @@ def track(count: _Count, tensor: Tensor) -> int:
     if key in count.known:
         return 0
 
+    block = len(count.events)
+
     def gone(_: object) -> None:
         count.now -= size
         count.known.pop(key, None)
+        count.events.append(Event(block, 0))
 
     count.known[key] = weakref.ref(storage, gone)
     count.now += size
+    count.events.append(Event(block, size))
     return size
 
 
@@ -133,16 +156,27 @@ def _meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta")
 
 
-def rehearse(act: Callable[[], object], nets: Sequence[nn.Module], *, copies: bool) -> Need:
-    """What act() takes, which calls these networks with inputs on meta."""
+def rehearse(act: Callable[[], object], nets: Sequence[nn.Module], *, processor: bool) -> Need:
+    """What act() takes, which calls these networks with inputs on meta; whether as a processor's torch would do it."""
     count = _Count()
     with torch.no_grad(), weightless(nets):
         for net in nets:
             for tensor in (*net.parameters(), *net.buffers()):
                 count.known[id(tensor.untyped_storage())] = tensor
-        with _Fused(count), _Counting(count, copies):
-            act()
-    return Need(count.peak, dict(count.work))
+        token = LISTENER.set(count.told)
+        try:
+            with _plain(), _Fused(count), _Counting(count, processor):
+                act()
+        finally:
+            LISTENER.reset(token)
+    return Need(held(count.events) if processor else count.peak, dict(count.work))
+
+
+def _plain() -> AbstractContextManager[object]:
+    """Compiled blocks run as they were written. Without the compiler nothing can have been compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def sampling(model: Model, conds: Sequence[Cond], width: int, height: int, batch: int) -> Need:
@@ -157,12 +191,12 @@ def sampling(model: Model, conds: Sequence[Cond], width: int, height: int, batch
         told = [Cond(cond.key, {name: _meta(value) for name, value in cond.embeds.items()}) for cond in conds]
         model.denoise(x, start * 0.5, *told)
 
-    return rehearse(act, [net], copies=device == "cpu")
+    return rehearse(act, [net], processor=device == "cpu")
 
 
 def _check(net: nn.Module) -> None:
     own = [type(layer).__module__ for layer in net.modules()]
-    if any(".kernels." in name and not name.endswith(PACKED) for name in own):
+    if any(".kernels." in name and not name.endswith(OWN) for name in own):
         raise TypeError("layers with kernels of their own look at numbers; they can't be rehearsed")
 
 
@@ -177,4 +211,4 @@ def decoding(model: Model, width: int, height: int) -> Need:
     def act() -> None:
         model.decode(torch.empty(1, *model.latent_shape(width, height), device="meta"))
 
-    return rehearse(act, [vae], copies=device == "cpu")
+    return rehearse(act, [vae], processor=device == "cpu")

@@ -13,17 +13,16 @@ from ...pipelines.protocols import Model
 from ...pipelines.remembered import Remembered
 from ...pipelines.stopping import Stopped
 from ..assembly import assemble, resolve, takes_embedded_guidance
-from ..builder import find
-from ..converting import check_loras
+from ..converting import check_loras, converts_of, names_loras
 from ..easing import built, eased
 from ..faults import OutOfMemory
+from ..fitting import fitted
 from ..generation import Batch, Run, decoded, prepare
 from ..late_loras import ID as LATE
 from ..loras import Adapters, lora_file, put_on
 from ..metadata import encoder
 from ..optimize import opened
 from ..pictures import framed, show
-from ..planning import planned
 from ..requests import GenerateRequest
 from ..shelf import Shelf
 from ..words import Words, words_of
@@ -54,13 +53,13 @@ def look(request: GenerateRequest, id: str, kept: Kept, work: Collected, per_bat
         else max(1, min(MOST, ROOM // ((full.width or 1) * (full.height or 1))))
     )
     asked = full.model_copy(update={"batch": per_batch or fits, "count": per_batch or fits})
-    key = alike(asked, Words("", "")) + str(asked.batch)
+    key = alike(asked, Words("", "")) + f"{asked.batch} {names_loras(full)}"
     if key not in kept.plans:
-        sized, _ = planned(asked, model, weights, lightened=lightened)
-        kept.plans[key] = {name: dict(sized)[name] for name in ("batch", "decode", "offload")}
+        sized, _, _ = fitted(asked, model, weights, work.shelf, lightened=lightened)
+        kept.plans[key] = {name: dict(sized)[name] for name in ("batch", "decode", "offload", "techniques")}
     full = full.model_copy(update=kept.plans[key])
     pipe, _ = built(lambda: show(assemble(full, model), full))
-    converts = [str(one) for one in full.techniques if find(one, None, "techniques").kind == "convert"]
+    converts = [str(one) for one in converts_of(full)]
     own = model.defaults.guidance != 1 and not takes_embedded_guidance(model)
     return Look(
         id,

@@ -31,6 +31,11 @@ def artifact_path(home: Path, hash: str, suffix: str) -> Path:
     return home / "artifacts" / hash[:2] / f"{hash}{suffix}"
 
 
+def thumbnail_path(home: Path, hash: str) -> Path:
+    """Where the small picture of a result is, once somebody has asked for it."""
+    return home / "thumbnails" / hash[:2] / f"{hash}.webp"
+
+
 def hash_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -61,6 +66,9 @@ def gc(store: Store, *, to: int | None = None, now: float | None = None) -> Free
             for file in _useless(store, path, time.time() if now is None else now):
                 files, size = files + 1, size + file.stat().st_size
                 file.unlink()
+    for path in (store.home / "thumbnails").glob("*/*"):  # made anew when somebody asks
+        if not store.db.execute("SELECT 1 FROM artifacts WHERE hash = ?", (path.name[:64],)).fetchone():
+            path.unlink(missing_ok=True)
     for path in sorted((store.home / "artifacts").glob("*/*")):
         length = path.stat().st_size if path.exists() else 0
         with store.change() as db:  # a runner shelves a file and records it in one transaction

@@ -56,7 +56,7 @@ def openapi(request: Request) -> Json:
 
 @router.get("/v1/capabilities")
 def capabilities(at: At) -> Json:
-    """Tasks with the schema of their requests, models, techniques, limits."""
+    """Tasks with the schema of their requests, models, LoRAs, techniques, limits."""
     serving = at.serving
     return Json(
         {
@@ -70,6 +70,7 @@ def capabilities(at: At) -> Json:
                 for name, task in at.tasks.items()
             },
             "models": model_names(),
+            "loras": lora_names(),
             "techniques": {
                 name: {"kind": e.kind, "about": e.summary, "aliases": list(e.aliases)}
                 | {"settings": {s.name: {"type": s.type, "about": s.help} for s in e.settings}}
@@ -91,10 +92,15 @@ def model_names() -> dict[str, list[str]]:
     kinds = ("checkpoints", "diffusion_models")
     return {
         "builtin": [model["name"] for model in builtin_models()],
-        "remembered": sorted(read_registry()),
+        "remembered": sorted(name for name, entry in read_registry().items() if not entry.is_lora),
         "pulled": all_pulled(),
         "shared": sorted({path.name for kind in kinds for path in shared.get(kind, [])}),
     }
+
+
+def lora_names() -> list[str]:
+    """Remembered LoRAs, which `loras` and prompts may name."""
+    return sorted(name for name, entry in read_registry().items() if entry.is_lora)
 
 
 def all_models() -> list[str]:

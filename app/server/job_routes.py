@@ -13,12 +13,14 @@ from ...pipelines.errors import BadInput
 from ..faults import unknown
 from ..jobs import control
 from ..jobs.artifacts import PREVIEW, artifact_path
+from ..jobs.deletion import delete
 from ..jobs.store import STATES, Job, Kept, Store
 from ..tasks import Task
 from .answers import Json
 from .desk import Desk, desk_of
 from .identity import known
 from .submission import In, Submission, submission_type
+from .thumbnails import thumbnail
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(known)], tags=["jobs"])
 MOST = 2**63 - 1
@@ -84,6 +86,18 @@ def queue(
     return Json({"jobs": [job.plain() for job in found], "counts": at.store.counts()})
 
 
+@router.delete("/jobs/{id}", status_code=204, responses={404: {}, 409: {"description": "not finished"}})
+def remove(id: Id, at: At) -> Response:
+    """Delete a finished job and its results, for good. Refused while it runs or waits, or another job needs them."""
+    store = at.store
+    _found(lambda: store.get(id))
+    try:
+        delete(store, id)
+    except BadInput as error:
+        raise HTTPException(409, str(error)) from error
+    return Response(status_code=204)
+
+
 Deed = Literal["cancel", "pause", "resume", "retry"]
 DEEDS: dict[str, Callable[[Store, int], Job]] = {
     "cancel": control.cancel,
@@ -134,10 +148,33 @@ def artifact(id: Hash, at: At) -> FileResponse:
     path = artifact_path(at.home, kept.hash, kept.suffix)
     if not path.is_file():
         raise HTTPException(404, f"artifact: {id} was deleted")
-    headers = {"ETag": f'"{kept.hash}"', "Cache-Control": "private, max-age=31536000, immutable"}
     return FileResponse(
-        path, headers=headers, media_type=kept.media, filename=kept.name, content_disposition_type="inline"
+        path,
+        headers=_lasting(kept.hash),
+        media_type=kept.media,
+        filename=kept.name,
+        content_disposition_type="inline",
     )
+
+
+@router.get(
+    "/artifacts/{id}/thumbnail",
+    response_class=Response,
+    responses={200: {"content": {"image/webp": {}}}, 404: {"description": "gone, or no picture"}},
+)
+def small(id: Hash, at: At) -> FileResponse:
+    """A small WebP of a result that is a picture, for lists of many. Made when it is first asked for."""
+    kept = _found(lambda: at.store.artifact(id))
+    path = thumbnail(at.home, kept)
+    if path is None:
+        raise HTTPException(
+            404, f"artifact: {id} is no picture that is there; its file is /v1/artifacts/{id}"
+        )
+    return FileResponse(path, headers=_lasting(f"{kept.hash}-small"), media_type="image/webp")
+
+
+def _lasting(tag: str) -> dict[str, str]:
+    return {"ETag": f'"{tag}"', "Cache-Control": "private, max-age=31536000, immutable"}
 
 
 def told(desk: Desk, store: Store, id: int) -> dict[str, Any]:
@@ -160,6 +197,7 @@ def told_result(kept: Kept) -> dict[str, Any]:
         "media": kept.media,
         "bytes": kept.bytes,
         "url": f"/v1/artifacts/{kept.hash}",
+        "thumbnail": f"/v1/artifacts/{kept.hash}/thumbnail" if kept.media.startswith("image/") else None,
         "about": about,
     }
 

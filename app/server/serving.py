@@ -39,6 +39,11 @@ class Serving(Request):
     urls: bool = field(
         False, "fetch pictures by URL, from public addresses only (off if not given)", group="security"
     )
+    downloads: bool = field(
+        False,
+        "let the pages download models of the Hugging Face Hub (off if not given)",
+        group="security",
+    )
     queue: int = field(100, "waiting jobs beyond which no more are taken", group="limits", ge=1)
     rate: int = field(600, "changes per minute and token", group="limits", ge=1)
     reads: int = field(60_000, "reads per minute and token", group="limits", ge=1)
@@ -56,6 +61,11 @@ class Serving(Request):
     def guarded(self) -> bool:
         """Whether every request needs a token. A proxy in front of a loopback address makes it public too."""
         return self.require_token or bool(self.allow_host) or not self.loopback
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody comes in but from this machine, and no other site's page."""
+        return not self.guarded and not self.allow_origin
 
 
 def is_loopback(host: str) -> bool:

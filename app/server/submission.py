@@ -84,12 +84,13 @@ class Intake(NamedTuple):
                 now = time.time()
                 db.execute("DELETE FROM api_keys WHERE time < ?", (now - KEY_DAYS * 86400,))
                 values = (self.identity.name, self.key, digest, id, now)
-                db.execute("INSERT INTO api_keys VALUES (?, ?, ?, ?, ?)", values)
+                db.execute("INSERT OR REPLACE INTO api_keys VALUES (?, ?, ?, ?, ?)", values)
         return id
 
     def _earlier(self, store: Store, digest: str) -> int | None:
         row = store.db.execute(
-            "SELECT digest, job FROM api_keys WHERE owner = ? AND key = ?", (self.identity.name, self.key)
+            "SELECT digest, job FROM api_keys WHERE owner = ? AND key = ? AND job IN (SELECT id FROM jobs)",
+            (self.identity.name, self.key),
         ).fetchone()
         if row is None:
             return None

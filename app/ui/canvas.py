@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 
 from ...pipelines.errors import SfumatoError
 from ..faults import refuse
+from ..output import write_whole
 from ..server.desk import Desk
 from ..server.inputs import Inputs
 from .kinds import Field
@@ -26,6 +28,8 @@ MOST = 4096
 PAINT = (226, 120, 60, 255)
 """What repainted parts look like in the editor."""
 HALF = 128
+NAME = re.compile(r"\w[\w. -]{0,99}")
+"""Of a file that comes back into a form."""
 
 
 class Canvas:
@@ -149,14 +153,34 @@ def _kept(image: Image.Image, inputs: Inputs, field: str) -> str:
 
 def drawn(field: Field, value: Any, mask: Any, desk: Desk) -> Any:
     """An update that shows a request's pictures, as far as they are still here."""
-    if field.kind == "pictures" or not value:
+    if not value:
         return gr.update(value=None)
+    if field.kind == "pictures":
+        value = value if isinstance(value, list | tuple) else ()
+        files = [file for text in value if (file := _named(str(text), desk)) is not None]
+        return gr.update(value=[str(file) for file in files] or None)
     picture = _opened(str(value), desk, desk.store)
     if picture is None:
         return gr.update(value=None)
     if field.name != "image":
         return gr.update(value=picture)
     return gr.update(value=shown(picture, _opened(str(mask), desk, desk.store) if mask else None))
+
+
+def _named(text: str, desk: Desk) -> Path | None:
+    """The file of a `NAME=ID`, under its name again, where Gradio may read."""
+    name, _, id = text.partition("=")
+    try:
+        path = desk.inputs.path(id, "pictures", desk.store)
+        file = desk.home / "uploads" / "kept" / id / f"{name}{path.suffix}"
+        if not NAME.fullmatch(name) or not path.is_file():
+            return None
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, lambda target: target.write(path.read_bytes()))
+    except (SfumatoError, OSError):  # deleted meanwhile
+        return None
+    return file
 
 
 def _opened(id: str, desk: Desk, store: Store) -> Image.Image | None:

@@ -23,19 +23,23 @@ def results(store: Store, job: int) -> list[Kept]:
     return [kept for kept in store.artifacts(job) if kept.name != MANIFEST]
 
 
-def cards(desk: Desk, jobs: Iterable[Job], receivers: tuple[str, ...]) -> Markup:
-    """A card for each result of these jobs. `receivers` are the tasks that a picture can be sent to."""
-    found = list(_cards(desk, jobs, receivers))
+def cards(desk: Desk, jobs: Iterable[Job], receivers: tuple[str, ...], *, whole: bool = False) -> Markup:
+    """A card for each result of these jobs. `receivers` are the tasks that a picture can be sent to; `whole` shows
+    pictures at their full size, not small.
+    """
+    found = list(_cards(desk, jobs, receivers, whole))
     return Markup('<div class="sf-cards">{}</div>').format(Markup("").join(found)) if found else Markup("")
 
 
-def _cards(desk: Desk, jobs: Iterable[Job], receivers: tuple[str, ...]) -> Iterator[Markup]:
+def _cards(desk: Desk, jobs: Iterable[Job], receivers: tuple[str, ...], whole: bool) -> Iterator[Markup]:
     for job in jobs:
-        for kept in results(desk.store, job.id):
-            yield card(job, kept, receivers)
+        found = results(desk.store, job.id)
+        deletes = delete_button(job, len(found))
+        for kept in found:
+            yield card(job, kept, acts(kept, receivers) + deletes, whole=whole)
 
 
-def card(job: Job, kept: Kept, receivers: tuple[str, ...]) -> Markup:
+def card(job: Job, kept: Kept, buttons: Markup, *, whole: bool = False) -> Markup:
     title = job.summary or kept.name
     seed = kept.about.get("seed")
     small = " · ".join(
@@ -43,19 +47,20 @@ def card(job: Job, kept: Kept, receivers: tuple[str, ...]) -> Markup:
         for part in (job.task, f"seed {seed}" if seed is not None else kept.name, when(kept.created))
         if part
     )
-    return CARD.format(kept.hash, media(kept, title), title, small, acts(kept, receivers))
+    return CARD.format(kept.hash, media(kept, title, whole=whole), title, small, buttons)
 
 
-def media(kept: Kept, title: str) -> Markup:
+def media(kept: Kept, title: str, *, whole: bool = False) -> Markup:
     url = f"/v1/artifacts/{kept.hash}"
     match kept.media.partition("/")[0]:
         case "image":
             link = '<a href="{}" target="_blank" rel="noopener"><img src="{}" alt="{}" loading="lazy"></a>'
-            return Markup(link).format(url, url, title)
+            return Markup(link).format(url, url if whole else f"{url}/thumbnail", title)
         case "video":
-            return Markup('<video src="{}" controls loop muted playsinline aria-label="{}"></video>').format(
-                url, title
+            film = (
+                '<video src="{}" controls loop muted playsinline preload="metadata" aria-label="{}"></video>'
             )
+            return Markup(film).format(url, title)
     link = '<a class="sf-file" href="{}" target="_blank" rel="noopener"><b>{}</b><span>{}</span></a>'
     return Markup(link).format(url, kept.name, kept.media)
 
@@ -64,17 +69,24 @@ def acts(kept: Kept, receivers: tuple[str, ...]) -> Markup:
     """Small buttons below a result."""
     found = [button("use", kept.hash, "Settings", title="Use these settings again")]
     if kept.media.startswith("image/"):
-        for task in receivers:
-            found.append(
-                button("send", kept.hash, f"→ {task}", to=task, title=f"Start {task} from this picture")
-            )
         found += [
             button("a", kept.hash, "A", title="Left picture of the comparison"),
             button("b", kept.hash, "B", title="Right picture of the comparison"),
         ]
+        for task in receivers:
+            found.append(
+                button("send", kept.hash, f"→ {task}", to=task, title=f"Start {task} from this picture")
+            )
     found.append(button("details", kept.hash, "Details", title="How it was made"))
     save = '<a href="/v1/artifacts/{}" download="{}" title="Save this file">Save</a>'
     return Markup("").join([*found, Markup(save).format(kept.hash, f"{kept.job}-{kept.name}")])
+
+
+def delete_button(job: Job, count: int) -> Markup:
+    """Deletes a finished job with its `count` results, after a question."""
+    what = {0: "", 1: " and its result"}.get(count, f" and its {count} results")
+    ask = f"Delete job {job.id}{what}? This can't be undone."
+    return button("delete", job.id, "Delete", title=f"Delete job {job.id}{what}", ask=ask)
 
 
 def when(seconds: float) -> str:

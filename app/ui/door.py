@@ -32,8 +32,8 @@ OPEN = re.compile(
 )
 """The paths that the pages use; a file is one of Gradio's own folder, which Gradio checks."""
 UPLOAD = re.compile(r"/gradio_api/upload/?")
-LASTING = re.compile(r"/assets/[\w./-]+|/static/(fonts|img)/[\w./-]+")
-"""Files of the installed Gradio, whose names have a hash."""
+LASTING = re.compile(r"/assets/[\w./-]+|/static/(fonts|img)/[\w./-]+|/gradio_api/file=/[^:]+")
+"""Files of the installed Gradio, and what was uploaded: their names have a hash."""
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' data: blob:; "

@@ -41,6 +41,8 @@ class Form:
     """State that counts how often the form was filled from elsewhere."""
     draft: Any = None
     """What the browser keeps: values of the controls, so that a closed page comes back as it was."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """The same for controls of pictures: the fields of the request, by control."""
 
     @property
     def name(self) -> str:
@@ -49,7 +51,7 @@ class Form:
     @property
     def parts(self) -> list[Any]:
         """All that holds values, for an event's inputs and outputs."""
-        return [*self.controls.values(), self.settings, self.epoch, self.draft]
+        return [*self.controls.values(), self.settings, self.epoch, self.draft, *self.kept.values()]
 
     @property
     def pictured(self) -> bool:
@@ -92,6 +94,7 @@ class Form:
         """Updates of all parts for a request's values, as JSON has them; what is not given takes its default."""
         updates: list[Any] = []
         draft: dict[str, Any] = {}
+        kept: list[dict[str, Any]] = []
         given: dict[str, dict[str, Any]] = {}
         for one in self.fields:
             if one.name not in self.controls:
@@ -105,16 +108,28 @@ class Form:
             if one.kind in PICTURES:
                 mask = values.get("mask") if any(f.kind == "mask" for f in self.fields) else None
                 updates.append(drawn(one, value, mask, desk))
+                kept.append({one.name: value} | ({"mask": mask} if mask else {}) if value else {})
             else:
                 draft[one.name] = told(one, value)
                 updates.append(gr.update(value=draft[one.name]))
-        return [*updates, given, epoch + 1, draft]
+        return [*updates, given, epoch + 1, draft, *kept]
 
-    def redrawn(self, draft: Any) -> list[Any]:
+    def redrawn(self, draft: Any, kept: Sequence[Any], desk: Desk) -> list[Any]:
         """Updates of the controls from what the browser kept; another version's fields are passed over."""
         held = draft if isinstance(draft, dict) else {}
-        kept = [name for name in self.lasting if name in held]
-        return [gr.update(value=held[name]) if name in kept else gr.skip() for name in self.controls]
+        pictures = dict(zip(self.kept, kept, strict=True))
+        updates = []
+        for one in self.fields:
+            if one.name not in self.controls:
+                continue
+            found = pictures.get(one.name)
+            if isinstance(found, dict) and found.get(one.name):
+                updates.append(drawn(one, found[one.name], found.get("mask"), desk))
+            elif one.name in self.lasting and one.name in held:
+                updates.append(gr.update(value=held[one.name]))
+            else:
+                updates.append(gr.skip())
+        return updates
 
 
 PICTURES = ("picture", "pictures")
@@ -127,6 +142,9 @@ def begin(task: Task) -> Form:
     form.settings = gr.BrowserState({}, storage_key=f"{name}-settings", secret=SECRET)
     form.draft = gr.BrowserState({}, storage_key=f"{name}-draft", secret=SECRET)
     form.epoch = gr.State(0)
+    for one in form.fields:
+        if one.kind in PICTURES:
+            form.kept[one.name] = gr.BrowserState({}, storage_key=f"{name}-{one.name}", secret=SECRET)
     return form
 
 
@@ -248,10 +266,8 @@ def _dropdown(one: Field, about: str, id: str) -> Any:
             choices = list(one.choices)
     several = one.kind == "techniques"
     open_end = one.kind in ("model", "bridge", "technique")
-    nothing = [("the model's own" if one.kind == "technique" else "none", "")]
-    offered = choices if several or one.default is not None else [*nothing, *choices]
     return gr.Dropdown(
-        offered,
+        choices_of(one, choices),
         value=[] if several else "" if one.default is None else one.default,
         multiselect=several,
         allow_custom_value=open_end,
@@ -260,6 +276,13 @@ def _dropdown(one: Field, about: str, id: str) -> Any:
         elem_id=id,
         min_width=130,
     )
+
+
+def choices_of(one: Field, choices: list[str]) -> list[Any]:
+    """As a dropdown offers them: with a name for what leaves the field open."""
+    if one.kind == "techniques" or one.default is not None:
+        return list(choices)
+    return [("the model's own" if one.kind == "technique" else "none", ""), *choices]
 
 
 def _plain(default: Any) -> Any:

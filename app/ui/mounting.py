@@ -59,6 +59,7 @@ def mount(app: FastAPI, desk: Desk) -> None:
         app,
         blocks,
         PAGES,
+        root_path=PAGES,  # else files are looked for outside of the pages
         auth_dependency=lambda request: _name(request, desk),
         allowed_paths=[],
         blocked_paths=[str(desk.home / name) for name in ("tokens.json", "jobs.sqlite", "models.json")],

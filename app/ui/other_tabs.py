@@ -1,4 +1,4 @@
-"""The tabs beside those of the tasks: queue, gallery, comparison, grid, reading a picture, models."""
+"""The tabs beside those of the tasks: queue, gallery, comparison, grid, reading a picture."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from ..server.about_routes import all_models
 from ..server.desk import Desk
 from ..server.identity import Identity
 from ..server.submission import Intake
 from .form import SECRET, Form
 from .gallery_page import Look
 from .grid_page import Axis, axis_choices, axis_of, requests
-from .models_page import inspect, models
 from .panels import code, fault, panel
 from .recalled import from_file
 from .task_tab import QUIET, REFUSALS, told
@@ -164,16 +162,3 @@ def build_reader(others: Others, desk: Desk) -> None:
         return str(Markup('<h3 class="sf-heading">{}</h3>{}{}').format(found.task, notes, code(found.values)))
 
     others.file.change(read, others.file, others.read, **QUIET)
-
-
-def build_models() -> None:
-    with gr.Row(elem_classes="sf-main"):
-        with gr.Column(min_width=300):
-            listed = panel(str(models()), "models")
-        with gr.Column(min_width=300):
-            names = all_models()
-            chosen = gr.Dropdown(names, value=None, label="Inspect", elem_id="inspect")
-            about = panel("", "about-model")
-            again = gr.Button("Look again", size="sm")
-    chosen.change(lambda name: str(inspect(name)), chosen, about, **QUIET)
-    again.click(lambda: (str(models()), gr.update(choices=all_models())), None, [listed, chosen], **QUIET)

@@ -20,6 +20,7 @@ element.addEventListener("click", event => {
   const button = event.target.closest("[data-do]");
   if (button && element.contains(button)) {
     event.preventDefault();
+    if (button.dataset.ask && !window.confirm(button.dataset.ask)) return;
     trigger("click", {deed: button.dataset.do, id: button.dataset.id || "", to: button.dataset.to || ""});
   }
 });
@@ -52,16 +53,22 @@ def deed_of(event: gr.EventData) -> Deed:
     return Deed(*(str(data.get(name, ""))[:200] for name in Deed._fields))
 
 
-def button(deed: str, id: object, text: str, *, to: str = "", title: str = "") -> Markup:
+def button(deed: str, id: object, text: str, *, to: str = "", title: str = "", ask: str = "") -> Markup:
+    """`ask` is a question that the browser asks first; nothing is sent unless it is answered with yes."""
     return Markup(
-        '<button type="button" data-do="{}" data-id="{}" data-to="{}" title="{}">{}</button>'
-    ).format(deed, id, to, title or text, text)
+        '<button type="button" data-do="{}" data-id="{}" data-to="{}" data-ask="{}" title="{}">{}</button>'
+    ).format(deed, id, to, ask, title or text, text)
 
 
 def fault(sentence: str) -> Markup:
     """What is wrong with a request, each fault on its line."""
     rows = Markup("").join(Markup("<p>{}</p>").format(line) for line in sentence.splitlines())
     return Markup('<div class="sf-fault" role="alert">{}</div>').format(rows)
+
+
+def note(sentence: str) -> Markup:
+    """What was done."""
+    return Markup('<div class="sf-status" role="status">{}</div>').format(sentence)
 
 
 def code(value: Any) -> Markup:

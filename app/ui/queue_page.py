@@ -8,9 +8,10 @@ from markupsafe import Markup
 
 from ...pipelines.errors import SfumatoError
 from ..jobs import control
+from ..jobs.deletion import delete
 from ..jobs.store import CANCELLED, FAILED, RUNNING, Job, Store
 from ..server.desk import Desk
-from .cards import empty, when
+from .cards import delete_button, empty, results, when
 from .panels import Deed, button, fault
 from .stage import Stage
 
@@ -35,7 +36,7 @@ def up(store: Store, id: int) -> Job:
     return control.move(store, id, before=waiting[place - 1]) if place else store.get(id)
 
 
-DEEDS: dict[str, Callable[[Store, int], Job]] = {
+DEEDS: dict[str, Callable[[Store, int], object]] = {
     "cancel": control.cancel,
     "pause": control.pause,
     "resume": control.resume,
@@ -43,6 +44,7 @@ DEEDS: dict[str, Callable[[Store, int], Job]] = {
     "first": first,
     "up": up,
     "last": lambda store, id: control.move(store, id),
+    "delete": delete,
 }
 
 
@@ -69,7 +71,7 @@ def queue(desk: Desk, stage: Stage, said: str = "") -> Markup:
         parts.append(empty("The queue is empty", "What you ask for in any tab waits here for its turn."))
     if ended:
         rows = Markup("").join(
-            _row(job, stage.words(job), [button("retry", job.id, "Try again")]) for job in ended
+            _row(job, stage.words(job), _acts_at_end(job, len(results(store, job.id)))) for job in ended
         )
         parts.append(LIST.format("Failed and cancelled", rows))
     return Markup('<div class="sf-queue">{}</div>').format(Markup("").join(parts))
@@ -78,6 +80,10 @@ def queue(desk: Desk, stage: Stage, said: str = "") -> Markup:
 def _row(job: Job, words: str, acts: list[Markup]) -> Markup:
     small = f"{job.task} · {words} · {when(job.created)}"
     return ROW.format(job.state, job.id, job.id, job.summary or job.task, small, Markup("").join(acts))
+
+
+def _acts_at_end(job: Job, results: int) -> list[Markup]:
+    return [button("retry", job.id, "Try again"), delete_button(job, results)]
 
 
 def _acts(job: Job) -> list[Markup]:

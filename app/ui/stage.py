@@ -125,7 +125,9 @@ class Stage:
             why = "See the line above." if job.state != COMPLETED else "Its results were deleted."
             return empty("No picture", why)
         many = "sf-one" if len(found) == 1 else "sf-many"
-        return Markup('<div class="{}">{}</div>').format(many, cards(self.desk, [job], self.receivers))
+        return Markup('<div class="{}">{}</div>').format(
+            many, cards(self.desk, [job], self.receivers, whole=True)
+        )
 
     def film(self, task: str, shown: Job | None) -> Markup:
         """Earlier results of this task."""

@@ -15,12 +15,13 @@ from ..server.desk import Desk
 from .form import SECRET, begin
 from .gallery_page import comparison, details, found, gallery
 from .grid_page import grid
+from .kept import keep_pictures
+from .models_tab import ModelsTab
 from .other_tabs import (
     Others,
     build_comparison,
     build_gallery,
     build_grid,
-    build_models,
     build_queue,
     build_reader,
 )
@@ -64,6 +65,7 @@ class Studio:
                 for name, form in forms.items():
                     with gr.Tab(name.capitalize(), id=name):
                         self.tabs[name] = build_tab(form, self.desk, self.mine)
+                        keep_pictures(form, self.desk)
                 with gr.Tab("Queue", id="queue"):
                     build_queue(self.others)
                 with gr.Tab("Gallery", id="gallery"):
@@ -75,7 +77,8 @@ class Studio:
                 with gr.Tab("Read a picture", id="read"):
                     build_reader(self.others, self.desk)
                 with gr.Tab("Models", id="models"):
-                    build_models()
+                    models = ModelsTab(self.desk, forms.values())
+            page.load(models.fresh, None, models.shown, queue=False, **QUIET)
             receivers = tuple(name for name, form in forms.items() if form.pictured)
             self.stage = Stage(self.desk, receivers)
             self._listen(page)
@@ -91,7 +94,7 @@ class Studio:
         gr.Timer(PACE).tick(self.look, **look)
         changes = [others.look.change, self.mine.change, others.pair.change, others.grid_held.change]
         gr.on(changes, self.look, **look)
-        drafts = [form.draft for form in forms]
+        drafts = [state for form in forms for state in (form.draft, *form.kept.values())]
         controls = [control for form in forms for control in form.controls.values()]
         page.load(self.drafts, drafts, controls, queue=False, **QUIET).then(self.look, **look)
         parts = [part for form in forms for part in form.parts]
@@ -128,11 +131,12 @@ class Studio:
 
     def drafts(self, *held: Any) -> list[Any]:
         """The forms as this browser left them."""
-        return [
-            update
-            for tab, draft in zip(self.tabs.values(), held, strict=True)
-            for update in tab.form.redrawn(draft)
-        ]
+        updates, at = list[Any](), 0
+        for tab in self.tabs.values():
+            draft, *kept = held[at : at + 1 + len(tab.form.kept)]
+            updates += tab.form.redrawn(draft, kept, self.desk)
+            at += 1 + len(kept)
+        return updates
 
     def _clicked(self) -> Callable[..., list[Any]]:
         def clicked(event: gr.EventData, pair: Any, *epochs: Any) -> list[Any]:

@@ -52,6 +52,8 @@ class After(NamedTuple):
 
 
 PLAIN = After()
+BLOCK = 64
+"""Pixels of a block, as in norms.h."""
 NORM_FIELDS = (
     ("groups", ctypes.c_int64),
     ("norm_weight", ctypes.c_void_p),
@@ -98,6 +100,12 @@ def finished(y: Tensor, after: After) -> Tensor:
         gain = after.gain.repeat_interleave(len(y) // len(after.gain), 0)
         y = y * gain.view(*y.shape[:2], *[1] * (y.ndim - 2))
     return (y if after.residual is None else y + after.residual) * after.factor
+
+
+def seen(x: Tensor) -> int:
+    """Bytes of what the kernels measure of x [B,C,H,W], block by block, before they round or norm it."""
+    batch, channels, height, width = x.shape
+    return 16 * batch * channels * -(-height * width // BLOCK)
 
 
 @cache

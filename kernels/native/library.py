@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+LOG = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=c++17", "-w")
 COMPILERS = ("g++", "clang++")
@@ -65,6 +67,7 @@ def _built(compiler: str) -> Path:
     target = folder / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:24]}.so"
     if target.exists():
         return target
+    LOG.info("compiling the kernels for this processor, once: a few seconds")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         objects = []

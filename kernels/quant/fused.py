@@ -11,9 +11,10 @@ import ctypes
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..foretold import tell
 from ..native.around import (
     GATES,
     NORM_FIELDS,
@@ -26,6 +27,7 @@ from ..native.around import (
     finished,
     functions,
     norm_fields,
+    seen,
 )
 from .int8 import Geometry, Weight, restored, rounded
 
@@ -89,11 +91,9 @@ def stored_rows(x: Tensor, norm: LayerNorm | None = None) -> Stored:
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, features = x.shape
     padded = -(-features // 4) * 4
-    out = Stored(
-        torch.empty(rows, 1, 1, padded, dtype=torch.uint8),
-        torch.empty(rows),
-        torch.empty(rows, dtype=torch.int32),
-    )
+    out = _room(x, rows, 1, 1, padded)
+    if x.is_meta:
+        return out
     if norm is not None:
         factor, shift = (None if t is None else t.contiguous() for t in (norm.factor, norm.shift))
         groups = next((len(t) for t in (factor, shift) if t is not None), 1)
@@ -118,11 +118,10 @@ def stored_pictures(x: Tensor, padding: tuple[int, int], norm: Norm | None = Non
     pictures, channels, height, width = x.shape
     padded = -(-channels // 4) * 4
     size = (height * times + 2 * padding[0], width * times + 2 * padding[1])
-    out = Stored(
-        torch.empty(pictures, *size, padded, dtype=torch.uint8),
-        torch.empty(pictures),
-        torch.empty(pictures, dtype=torch.int32),
-    )
+    out = _room(x, pictures, *size, padded)
+    if x.is_meta:
+        tell("bytewise", 0, seen(x))
+        return out
     given = _Pictures(
         *(at(t) for t in (x, out.pixels, out.scale, out.zero)),
         *(pictures, height, width, channels, padded, *padding, times),
@@ -133,27 +132,44 @@ def stored_pictures(x: Tensor, padding: tuple[int, int], norm: Norm | None = Non
     return out
 
 
-class Matrix:
+def _room(x: Tensor, pictures: int, height: int, width: int, channels: int) -> Stored:
+    return Stored(
+        torch.empty(pictures, height, width, channels, dtype=torch.uint8, device=x.device),
+        torch.empty(pictures, device=x.device),
+        torch.empty(pictures, dtype=torch.int32, device=x.device),
+    )
+
+
+class Matrix(nn.Module):
     """A weight [O,I,kh,kw] or [O,I] and its bias [O] in the order in which the kernel reads them."""
 
+    packed: Tensor
+    sums: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Weight, bias: Tensor | None) -> None:
+        super().__init__()
         stored = weight.stored.contiguous()
         self.outputs, self.inputs = stored.shape[:2]
         self.taps = (stored.shape[2], stored.shape[3]) if stored.ndim == 4 else (1, 1)
         count = self.taps[0] * self.taps[1]
         if self.inputs * count > MOST_INPUTS:
             raise ValueError(f"a sum of {self.inputs * count} products, more than {MOST_INPUTS}")
-        self.scale = weight.scale.float().contiguous()
-        self.bias = None if bias is None else bias.detach().float().contiguous()
-        self.packed = torch.empty(
-            -(-self.outputs // 16) * count * -(-self.inputs // 4) * 64, dtype=torch.int8
-        )
-        self.sums = torch.empty(self.outputs, dtype=torch.int32)
+        panels = -(-self.outputs // 16) * count * -(-self.inputs // 4) * 64
+        held = {
+            "scale": weight.scale.float().contiguous(),
+            "bias": None if bias is None else bias.detach().float().contiguous(),
+            "packed": torch.empty(panels, dtype=torch.int8),
+            "sums": torch.empty(self.outputs, dtype=torch.int32),
+        }
+        for name, tensor in held.items():
+            self.register_buffer(name, tensor, persistent=False)
         functions().sfumato_pack_weight(
             *(at(stored), self.outputs, self.inputs, count, at(self.packed), at(self.sums))
         )
 
-    def __call__(
+    def forward(
         self, x: Stored, geometry: Geometry = POINTWISE, after: After = PLAIN, out: Tensor | None = None
     ) -> Tensor:
         """-> [B,h,w,O] float32 (in `out`), or half the O with `after.halves`. The padding is in x already."""
@@ -161,8 +177,12 @@ class Matrix:
         (sy, sx), (dy, dx), (ky, kx) = geometry.stride, geometry.dilation, self.taps
         size = ((height - dy * (ky - 1) - 1) // sy + 1, (width - dx * (kx - 1) - 1) // sx + 1)
         wanted = [pictures, *size, self.outputs // 2 if after.halves else self.outputs]
-        out = torch.empty(wanted) if out is None else out.view(wanted)
+        out = torch.empty(wanted, device=x.pixels.device) if out is None else out.view(wanted)
         shift, gain, residual = checked(after, wanted)
+        if out.is_meta:
+            places = pictures * size[0] * size[1]
+            tell("bytewise", 2.0 * places * ky * kx * inputs * self.outputs, 8 * places)
+            return out
         given = _Product(
             *(at(t) for t in (x.pixels, self.packed, self.scale, self.bias, self.sums)),
             *(at(t) for t in (x.scale, x.zero, shift, gain, residual, out)),

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..foretold import tell
+
 LEVELS = 255
+AT_ONCE = 1 << 20
+"""Weights that are rounded at a time."""
 TOLERANCE = 1e-3
 """Relative; both sides hold the same integers and differ in the order of float32 sums."""
 
@@ -53,10 +57,14 @@ def geometry_of(layer: nn.Conv2d) -> Geometry:
 
 def weight_of(weight: Tensor) -> Weight:
     """Rounded to -127..127 with one scale per output channel; a channel of zeros has the scale 1."""
-    flat = weight.detach().float().flatten(1)
-    scale = flat.abs().amax(1) / 127
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    stored = (flat / scale[:, None]).round().to(torch.int8)
+    flat = weight.detach().flatten(1)
+    stored, scale = torch.empty_like(flat, dtype=torch.int8), torch.empty(len(flat))
+    each = max(1, AT_ONCE // max(1, flat.shape[1]))
+    for first in range(0, len(flat), each):  # what lies between takes several times the weight's memory
+        rows, part = flat[first : first + each].float(), slice(first, first + each)
+        most = rows.abs().amax(1) / 127
+        scale[part] = torch.where(most > 0, most, torch.ones_like(most))
+        stored[part] = (rows / scale[part, None]).round()
     return Weight(stored.view(weight.shape), scale)
 
 
@@ -86,12 +94,15 @@ class PackedLinear:
     def __init__(self, weight: Weight, bias: Tensor | None) -> None:
         self.scale, self.zero = weight.scale, torch.zeros(len(weight.scale), dtype=torch.int64)
         self.packed = torch.ops.onednn.qlinear_prepack(weight.stored, None)
-        self.bias = bias
+        self.bias, self.nbytes = bias, weight.stored.nbytes
 
     def __call__(self, x: Tensor, scale: Scale | None = None) -> Tensor:
         """x [B,...,I] float32 -> [B,...,O] float32. Without a scale each of the B has its own."""
         if scale is None and len(x) > 1:
             return torch.cat([self(row) for row in x.split(1)])
+        if x.is_meta:
+            tell("bytewise", 2.0 * x.numel() * len(self.scale), 2 * x.numel())
+            return x.new_empty(*x.shape[:-1], len(self.scale))
         scale = scale or measured(x)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             *(quantised(x, scale), scale.scale, scale.zero),
@@ -108,6 +119,7 @@ class PackedConv:
     def __init__(self, weight: Weight, bias: Tensor | None, geometry: Geometry) -> None:
         self.scale, self.zero = weight.scale, torch.zeros(len(weight.scale), dtype=torch.int64)
         self.bias, self.geometry = bias, geometry
+        self.shape, self.nbytes = weight.stored.shape, weight.stored.nbytes
         stride, padding, dilation, groups = geometry
         self.packed = torch.ops.onednn.qconv_prepack(
             weight.stored, self.scale, 1.0, 0, stride, padding, dilation, groups, None
@@ -118,8 +130,16 @@ class PackedConv:
         x = x.contiguous(memory_format=torch.channels_last)
         if scale is None and len(x) > 1:
             return torch.cat([self(image) for image in x.split(1)])
-        scale = scale or measured(x)
         stride, padding, dilation, groups = self.geometry
+        if x.is_meta:
+            size = (
+                (n + 2 * p - d * (k - 1) - 1) // s + 1
+                for n, p, d, k, s in zip(x.shape[2:], padding, dilation, self.shape[2:], stride, strict=True)
+            )
+            shaped = x.new_empty(len(x), *size, self.shape[0]).permute(0, 3, 1, 2)
+            tell("bytewise", 2.0 * shaped.numel() * self.shape[1:].numel(), 2 * x.numel())
+            return shaped
+        scale = scale or measured(x)
         out: Tensor = torch.ops.onednn.qconv2d_pointwise(
             *(quantised(x, scale), scale.scale, scale.zero),
             *(self.packed, self.scale, self.zero, self.bias),

@@ -86,3 +86,9 @@ def int8(layer: nn.Module) -> nn.Module | None:
     if found is None:
         return None
     return Int8Linear(found) if isinstance(found, nn.Linear) else Int8Conv2d(found)
+
+
+def untold(layer: nn.Module) -> int:
+    """Bytes of weights that are in no tensor of a layer: those in oneDNN's order."""
+    packed = isinstance(layer, Int8Linear | Int8Conv2d) and not isinstance(layer.product, Matrix)
+    return layer.product.nbytes if packed else 0

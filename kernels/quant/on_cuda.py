@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..triton_here import lacking
+from . import operators
 from .activations import Activation
+from .by_row import rounded
 from .formats import Format
 from .integers import DualGrained, Grouped, PerChannel
 from .products import HALVES
@@ -39,27 +43,19 @@ def product(layer: Layer, x: Tensor) -> Tensor | None:
         return None
     form, tensors = layer.form, layer.tensors()
     if isinstance(form, Grouped) and form.bits == 4 and layer.activation is None:
-        from ..triton.four_bit import w4a16
-
         zero = tensors.get("weight_zero")
-        return w4a16(x, tensors["weight"], tensors["weight_scale"], zero, layer.bias, group=form.group)
+        return operators.w4a16(x, tensors["weight"], tensors["weight_scale"], zero, layer.bias, form.group)
     if not _by_token(layer.activation):
         return None
     if isinstance(form, PerChannel):
-        from ..triton.rows import quantised
-        from ..triton.scaled_product import product as scaled
-
-        rows, scales = quantised(x), tensors["weight_scale"]
-        return scaled(rows.stored, tensors["weight"], (rows.scale, scales), layer.bias, dtype=x.dtype)
+        rows, scale = rounded(x, torch.int8, True), tensors["weight_scale"].float()
+        return operators.by_row(rows.stored, tensors["weight"], (rows.scale, scale), layer.bias, x.dtype)
     if isinstance(form, DualGrained):
-        from ..triton.four_bit import w4a8
-        from ..triton.rows import quantised
-
         weight = (tensors["weight"], tensors["weight_scale"], tensors["weight_scale_2"])
         branch = None
         if fuses(layer, x):
-            branch = (x @ tensors["low_down"].to(x.dtype).T, tensors["low_up"].to(x.dtype))
-        return w4a8(quantised(x), weight, layer.bias, branch=branch, group=form.group, dtype=x.dtype)
+            branch = (F.linear(x, tensors["low_down"].to(x.dtype)), tensors["low_up"].to(x.dtype))
+        return operators.w4a8(x, weight, layer.bias, branch, form.group)
     return None
 
 

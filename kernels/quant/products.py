@@ -50,13 +50,13 @@ class Positions(Protocol):
 def rows_of_8_bits(x: Tensor) -> Scaled:
     """x [...,K], each row with its own scale, rounded to the nearest with ties away from zero."""
     scale = _scales(x, torch.int8)
-    steps = x.float() / scale[..., None]
+    steps = x.float() / scale.unsqueeze(-1)
     return Scaled((steps + steps.sign() * 0.5).trunc().clamp(-127, 127).to(torch.int8), scale)
 
 
 def rows_of_fp8(x: Tensor) -> Scaled:
     scale = _scales(x, FP8)
-    return Scaled((x.float() / scale[..., None]).to(FP8), scale)
+    return Scaled((x.float() / scale.unsqueeze(-1)).to(FP8), scale)
 
 
 def scaled(x: Pair, weight: Pair, bias: Tensor | None = None, activation: str = "none") -> Tensor:

@@ -114,8 +114,14 @@ def prepared(
         x.stride()[:3],
         eps,
         meta,
+        num_warps=warps(high, wide),
     )
     return Rows(out, scale)
+
+
+def warps(high: int, wide: int) -> int:
+    """For a block of so many rows and features: a thread holds about 32 numbers."""
+    return max(4, min(16, high * wide // 1024))
 
 
 def quantised(x: Tensor, divisor: Tensor | None = None, dtype: torch.dtype = torch.int8) -> Rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
-import torch
 from diffusers.models.activations import GEGLU, GELU, SwiGLU
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -61,7 +60,7 @@ class Feeding(FeedForward):
     def forward(self, hidden_states: Tensor, beside: Beside = NOTHING) -> Tensor:
         inner, outer = (layer for layer in self.net if not isinstance(layer, nn.Dropout))
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        out = torch.empty(len(flat), outer.out_features)
+        out = flat.new_empty(len(flat), outer.out_features)
         at_once = max(AT_ONCE // (4 * outer.in_features) // 8 * 8, 8)
         groups = 1 if beside.gain is None else len(beside.gain)
         share = len(flat) // groups

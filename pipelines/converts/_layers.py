@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from ...kernels.mapped import let_go
 from ...kernels.offload import offloaded
 
 ENDS = (
@@ -31,9 +32,12 @@ def chosen(net: nn.Module, *, skip: Sequence[str] = (), smallest: int = 0) -> It
 
 
 def exchange(net: nn.Module, name: str, new: nn.Module) -> None:
+    """What the old layer alone had leaves memory."""
     parent, _, child = name.rpartition(".")
     old = net.get_submodule(name)
     setattr(net.get_submodule(parent), child, new.train(old.training))
+    kept = {weight.data_ptr() for weight in new.parameters()}
+    let_go(weight for weight in old.parameters(recurse=False) if weight.data_ptr() not in kept)
 
 
 def replaced(

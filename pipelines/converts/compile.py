@@ -2,9 +2,10 @@
 
 Paper: https://docs.pytorch.org/tutorials/recipes/regional_compilation.html
 Shapes: any network with the site 'blocks', or a UNet's residual and transformer blocks
-Units and ranges: backend inductor, ahead, aot_eager or eager
+Units and ranges: backend inductor, ahead, aot_eager or eager; sizes any or seen
 Cost: seconds per kind of block at its first call (kept on disk for the next process), and once more per kind at the
-    first call under a patch of the attention. ahead: minutes once, then a second or so to open, and no tracing
+    first call under a patch of the attention. tuned takes minutes more, and gains some percent on a GPU. ahead: minutes
+    once, then a second or so to open, and no tracing
 Neutral: backend = eager (traced, and run by torch as before)
 Errors: ValueError for an unknown backend, or where what it needs (a C++ compiler on processors, Triton on CUDA) is
     missing, or nothing was compiled ahead; BadInput for code that others could have written; NoSite for a network
@@ -30,9 +31,20 @@ from torch import nn
 
 from ...kernels.offload import offloaded
 from ._ahead import Store
+from ._compiled import put
 from ._repeated import regions
 
+TUNED: dict[str, str | int | bool | Callable[..., Any]] = {
+    "max_autotune": True,
+    "coordinate_descent_tuning": True,
+    "coordinate_descent_check_all_directions": True,
+    "conv_1x1_as_mm": True,
+    "epilogue_fusion": False,
+}
+"""What diffusers recommends for pictures: https://huggingface.co/docs/diffusers/optimization/fp16"""
 BACKENDS = ("inductor", "ahead", "aot_eager", "eager")
+SIZES = {"any": True, "seen": None}
+"""What the compiler is told of them."""
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -45,12 +57,18 @@ class Compile:
     backend: str = "inductor"
     """What makes the code: inductor, or ahead, which opens what `sfumato models compile MODEL` made; aot_eager and
     eager only trace (to find out what goes wrong)."""
+    sizes: str = "any"
+    """any: code for all sizes of pictures and batches. seen: faster code for the first size alone, then for all."""
+    tuned: bool = False
+    """Whether inductor measures many forms of each product and takes the fastest."""
     store: Store | None = None
     """Where `ahead` finds it; the command line takes the user's own cache folder, and nothing else."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.sizes not in SIZES:
+            raise ValueError(f"sizes must be one of {', '.join(SIZES)}, got {self.sizes!r}")
 
     def __call__(self, net: nn.Module) -> nn.Module:
         if self.backend == "ahead":
@@ -62,9 +80,13 @@ class Compile:
         for block in regions(net):
             kind = _kind(block)
             if kind not in made:
-                made[kind] = torch.compile(_own(type(block).forward), dynamic=True, backend=self.backend)
-            # the class's function, not the method: blocks of a kind share one graph
-            vars(block)["forward"] = functools.partial(made[kind], block)
+                made[kind] = torch.compile(
+                    _own(type(block).forward),
+                    dynamic=SIZES[self.sizes],
+                    backend=self.backend,
+                    options=TUNED if self.tuned and self.backend == "inductor" else None,
+                )
+            put(block, made[kind])
         return net
 
     def _opened(self, net: nn.Module) -> nn.Module:
@@ -86,7 +108,8 @@ class Compile:
 
 def _kind(block: nn.Module) -> Any:
     """What tells graphs apart: the class, and names and shapes of the weights."""
-    return type(block), tuple((name, tuple(weight.shape)) for name, weight in block.named_parameters())
+    weights = (*block.named_parameters(), *block.named_buffers())
+    return type(block), tuple((name, tuple(weight.shape)) for name, weight in weights)
 
 
 def _own(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...kernels.mapped import let_go
 from ...kernels.quant.packed import QuantConv2d, QuantLinear
 from ..card import Card
 from ..errors import BadInput, BadWeights, NotFinite
@@ -53,7 +54,9 @@ class Codec:
     vae: Any
 
     def __post_init__(self) -> None:
+        before = [weight.data for weight in self.vae.parameters() if weight.ndim == 4]
         self.vae.to(memory_format=torch.channels_last)  # a processor decodes 1.6 times as fast
+        let_go(before)
 
     @property
     def factor(self) -> int:

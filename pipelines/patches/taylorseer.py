@@ -14,10 +14,9 @@ Tasks: image, video
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import factorial, prod
 from typing import ClassVar
 
 from torch import nn
@@ -25,6 +24,7 @@ from torch import nn
 from ..blocks import Span, cut, stacks
 from ..moment import Step
 from ._reuse import forecast
+from ._weights import newton, taylor
 
 
 @dataclass(frozen=True)
@@ -62,36 +62,6 @@ class TaylorSeer:
             return early or late or (step.index - self.warmup + 1) % self.interval == 0
 
         found = cut(parts if self.whole else [[block] for stack in parts for block in stack])
-        weights = _newton if self.newton else _taylor
+        weights = newton if self.newton else taylor
         with forecast(net, found, kept=self.order + 1, due=due, weights=weights):
             yield
-
-
-def _taylor(steps: Sequence[int], now: int) -> list[float]:
-    """Weights of what was added at `steps`, newest first: sum of (now - newest)^i / i! times the i-th difference."""
-    ahead = now - steps[0]
-    terms = [ahead**i / factorial(i) for i in range(len(steps))]
-    return _summed(terms, _differences(steps, lambda i, j: steps[j] - steps[j + 1]))
-
-
-def _newton(steps: Sequence[int], now: int) -> list[float]:
-    """The same of the polynomial through all of them, by divided differences."""
-    terms = [float(prod(now - step for step in steps[:i])) for i in range(len(steps))]
-    return _summed(terms, _differences(steps, lambda i, j: steps[j] - steps[j + i]))
-
-
-def _differences(steps: Sequence[int], gap: Callable[[int, int], int]) -> list[list[float]]:
-    """The i-th difference at the newest step, as weights of what was added at each step."""
-    rows = [[float(i == j) for j in range(len(steps))] for i in range(len(steps))]
-    found = [rows[0]]
-    for i in range(1, len(steps)):
-        rows = [
-            [(a - b) / gap(i, j) for a, b in zip(rows[j], rows[j + 1], strict=True)]
-            for j in range(len(rows) - 1)
-        ]
-        found.append(rows[0])
-    return found
-
-
-def _summed(terms: Sequence[float], rows: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(term * row[j] for term, row in zip(terms, rows, strict=True)) for j in range(len(rows[0]))]

@@ -12,10 +12,14 @@ from pathlib import Path
 import original_names as original
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sfumato.app import registry
 from sfumato.app.model_paths import read_model_paths
 from sfumato.pipelines.errors import BadInput
+
+FACTORS = (("A", (4, 16)), ("B", (16, 4)))
+"""The sides of a LoRA of rank 4 on a layer of width 16."""
 
 
 @pytest.fixture
@@ -64,6 +68,25 @@ def test_add_use_verify_remove(sfumato, tiny, single):
     assert "v1.safetensors" in sfumato("models", "remove", "mine").out and single.exists()
     assert "did you mean" in sentence(sfumato("models", "remove", "tiny-ds"))
     assert sfumato("models", "verify", single).code == 0
+
+
+def test_a_remembered_lora_is_named_alone(sfumato, generate, tiny, tmp_path):
+    rng, file = torch.Generator().manual_seed(0), tmp_path / "elsewhere" / "ink.safetensors"
+    file.parent.mkdir()
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    factors = {f"{layer}.lora_{side}.weight": torch.randn(*shape, generator=rng) for side, shape in FACTORS}
+    save_file(factors, file)
+    assert sfumato("models", "add", file, "--json").data["role"] == "lora"
+    found = []
+    for lora in ("ink:0", "ink", f"{file}"):
+        assert generate("-p", "a cube", "--seed", "1", "--lora", lora, "-o", "x.png").code == 0
+        found.append(Image.open("x.png").tobytes())
+    plain, named, by_path = found
+    assert named == by_path != plain
+    about = sfumato("models", "--json").data["remembered"]["ink"]["about"]
+    assert (about["role"], about["dtype"]) == ("lora", "F32") and about["bytes"] > 0
+    file.unlink()
+    assert "sfumato models remove ink" in sentence(generate("-p", "a cube", "--lora", "ink", "-o", "d.png"))
 
 
 def test_changes_are_noticed(sfumato, tiny, tmp_path, single):

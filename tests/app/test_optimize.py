@@ -10,12 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from sfumato.app.optimize import LEVELS
+from sfumato.app.levels import Facts, choice
 from sfumato.kernels.native.around import available
 from sfumato.pipelines.reuse_curve import Point, ReuseCurve
 
 SHAPES = {"A": (4, 16), "B": (16, 4)}
 ASK = ("--size", "64x64", "--steps", "3", "--seed", "1", "-p", "a cube")
+LEVELS = {
+    level: choice(level, Facts("cpu", "float32")).techniques
+    for level in ("exact", "balanced", "fast", "small")
+}
 native = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 
@@ -79,6 +83,7 @@ def test_what_is_refused(sfumato: Any, tiny: Path, tmp_path: Path) -> None:
     for given, told in (
         (("-t", "int8", "-t", "weight-only"), "'int8, weight-only' both need the slot 'weights'; drop one"),
         (("-t", "int8", "--dtype", "bfloat16"), "this one is torch.bfloat16 on cpu"),
+        (("-t", "w8a8:kind=int4"), "kind must be one of fp8, int8, got 'int4'"),
         (("-t", "lora:file=a.safetensors"), "is given as --lora here"),
         (("--optimize", "wild"), "must be one of 'off', 'exact'"),
     ):
@@ -96,6 +101,25 @@ def test_loras_and_converts_that_change_their_weights(sfumato: Any, tiny: Path, 
     save_file({f"{start}.lora_{part}.weight": torch.ones(shape) for part, shape in SHAPES.items()}, lora)
     said = sfumato("generate", *ASK, "-m", tiny, "--lora", lora, "-t", "winograd", "-o", "a.png")
     assert said.code == 2 and "winograd' changes the weights that LoRAs act on" in said.err
+    said = sfumato("generate", *ASK, "-m", tiny, "--lora", lora, "-t", "compile:backend=eager", "-o", "a.png")
+    assert said.code == 2 and "compile' does not see LoRAs" in said.err
     said = sfumato("generate", *ASK, "-m", tiny, "--lora", lora, "--optimize", "balanced", "-o", "a.png")
     assert said.code == 0, said.err
     assert "int8 is left out: LoRAs act on the weights" in said.err
+
+
+def test_what_a_gpu_would_do_runs_here_too(sfumato: Any, tiny: Path) -> None:
+    """The techniques of a GPU's levels are no kernels of its own: elsewhere they compute the same, up to roundings."""
+    made = {
+        "plain": (),
+        "exact": ("channels-last", "fused-qkv", "compile:backend=eager"),
+        "balanced": ("channels-last", "fused-qkv", "w8a8:smallest=64", "compile:backend=eager,sizes=seen"),
+    }
+    for name, techniques in made.items():
+        given = [word for technique in techniques for word in ("-t", technique)]
+        said = sfumato("generate", *ASK, "-m", tiny, *given, "-o", f"{name}.png")
+        assert said.code == 0, said.err
+    plain, exact, balanced = (pixels(f"{name}.png") for name in made)
+    assert max(abs(a - b) for a, b in zip(exact, plain, strict=True)) <= 1
+    assert balanced != plain
+    assert sum(abs(a - b) for a, b in zip(balanced, plain, strict=True)) / len(plain) < 8

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sfumato.app import easing, planning
+from sfumato.app import assembly, easing, planning
 from sfumato.app.assembly import on_device, open_for, resolve
 from sfumato.app.estimates import estimate
 from sfumato.app.faults import Failure
 from sfumato.app.metadata import open_image, read_metadata
-from sfumato.app.planning import after_failure
-from sfumato.app.rates import KINDS, costs_file, rates, seconds
+from sfumato.app.planning import after_failure, before_opening
+from sfumato.app.rates import costs_file, kinds, rates, seconds
 from sfumato.app.requests import GenerateRequest
 from sfumato.app.room import Room, room
 from sfumato.app.shelf import Shelf
 from sfumato.app.weighing import Weights, weigh
+from sfumato.kernels.quant.int8 import available as int8
 
 SMALL = Weights(total=10**6, staying=10**5, largest=10**4)
 
@@ -35,8 +36,12 @@ def settled(**given: Any) -> tuple[GenerateRequest, Any, Weights]:
 
 
 def test_weights_are_known_before_opening(tiny: Path) -> None:
-    _, model, weights = settled(model=str(tiny))
+    _, model, opened = settled(model=str(tiny))
+    weights = weigh([tiny], "float32")
     assert weights.total == 4 * sum(model.info()["parameters"].values())
+    assert opened.total == pytest.approx(weights.total, rel=0.01)  # buffers that no file holds
+    assert (opened.staying, opened.largest) == (weights.staying, weights.largest)
+    assert opened.saved == pytest.approx(weights.saved, rel=0.01) and opened.saved > opened.total // 3
     assert 0 < weights.largest < weights.staying < weights.total
     assert weigh([tiny], "bfloat16").total == weights.total // 2
     assert weigh([tiny / "nowhere"], "float32") == Weights()
@@ -60,20 +65,64 @@ def test_the_estimate_grows_with_what_is_asked(tiny: Path) -> None:
 def test_offload_is_chosen_and_changes_no_bit(
     generate: Callable[..., Any], own_folder: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
-    assert generate("a red cube", "--seed", "3", "-o", "plain.png").code == 0
+    ask = ("a red cube", "--seed", "3", "--dtype", "bfloat16")  # for which there are no 8 bits
+    assert generate(*ask, "-o", "plain.png").code == 0
     monkeypatch.setattr(planning, "room", lambda device: Room(10**8, 10**12))
     monkeypatch.setattr(planning, "beside", lambda model, held: 10**8)
-    asked, model, weights = settled(model=str(tiny), width=64, height=64)
+    asked, model, weights = settled(model=str(tiny), width=64, height=64, dtype="bfloat16")
     whole = estimate(
         asked.model_copy(update={"decode": "whole", "offload": 0.0}), model, weights, Room(10**8, 1)
     )
-    limit = (whole.phases["sample"] - weights.moving // 3) / 1e9
-    said = generate("a red cube", "--seed", "3", "-o", "fit.png", "--memory", str(limit))
+    limit = (whole.peak - weights.moving // 3) / 1e9
+    said = generate(*ask, "-o", "fit.png", "--memory", str(limit))
     assert said.code == 0 and "planned to fit into" in said.err and "weights are held in part" in said.err
     record = read_metadata(Path("fit.png")).record  # type: ignore[union-attr]
     assert 0 < record["request"]["offload"] < weights.moving / 1e9
     assert any("of the weights are held at once" in note for note in record["notes"])
     assert open_image(Path("fit.png")).tobytes() == open_image(Path("plain.png")).tobytes()
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> float:
+    """GB in which the tiny model fits with its network in 8 bits, and not without."""
+    monkeypatch.setattr(planning, "KERNELS", 0)
+    monkeypatch.setattr(assembly, "room", lambda device: Room(10**8, 10**12))
+    monkeypatch.setattr(planning, "room", lambda device: Room(10**8, 10**12))
+    monkeypatch.setattr(planning, "beside", lambda model, held: 10**8)
+    asked, model, weights = settled(model=str(tiny), width=64, height=64)
+    whole = asked.model_copy(update={"decode": "whole", "offload": 0.0})
+    return (estimate(whole, model, weights, Room(10**8, 1)).peak - weights.saved // 8) / 1e9
+
+
+@pytest.mark.skipif(int8() is not None, reason=str(int8()))
+def test_a_network_in_8_bits_is_chosen_and_replays(
+    sfumato: Any, generate: Callable[..., Any], own_folder: Path, limit: float
+) -> None:
+    said = generate("a red cube", "--seed", "3", "-o", "fit.png", "--memory", str(limit))
+    assert said.code == 0 and "the network's weights are held in 8 bits" in said.err
+    record = read_metadata(Path("fit.png")).record  # type: ignore[union-attr]
+    assert record["request"]["techniques"] == [{"id": "int8", "settings": {}}]
+    assert record["request"]["offload"] == 0 and "computes in 8 bits" in " ".join(record["notes"])
+    assert generate("a red cube", "--seed", "3", "-o", "hand.png", "-t", "int8").code == 0
+    assert open_image(Path("fit.png")).tobytes() == open_image(Path("hand.png")).tobytes()
+    again = sfumato("replay", "fit.png", "-o", "again.png", "--json")
+    assert again.code == 0 and again.data["same_bytes"], again.data
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"prompt": "a cube <lora:ink:1>"}, {"loras": ("ink",)}, {"wildcards": "."}, {"dtype": "bfloat16"}],
+)
+def test_8_bits_are_left_out_where_they_are_refused(given: dict[str, Any]) -> None:
+    weights, now = Weights(total=10**9, staying=10**8, largest=10**6, saved=6 * 10**8), Room(10**8, 10**12)
+    for memory, chosen in ((1.2, []), (0.6, ["int8"])):
+        asked = on_device(request(memory=memory))
+        took, told = before_opening(asked, weights, now)
+        assert [technique.id for technique in took.techniques] == chosen and len(told) == len(chosen)
+    took, told = before_opening(on_device(request(memory=0.6, **given)), weights, now)
+    assert not took.techniques and took.offload and told == (planning.OFFLOAD.told,)
+    both, told = before_opening(on_device(request(memory=0.3)), weights, now)
+    assert both.techniques and both.offload and len(told) == 2
 
 
 def test_refused_with_the_numbers(generate: Callable[..., Any], own_folder: Path) -> None:
@@ -108,7 +157,7 @@ def test_every_rung_is_taken_in_order(tiny: Path) -> None:
 
 def test_rates_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = rates("cpu", "float32")
-    assert set(first) == set(KINDS) and all(value > 0 for value in first.values())
+    assert set(first) == set(kinds("cpu", "float32")) and all(value > 0 for value in first.values())
     monkeypatch.setattr("sfumato.app.rates.measured", lambda *given: pytest.fail("measured again"))
     assert rates("cpu", "float32") == first
     assert seconds({"product": 2 * first["product"]}, first) == pytest.approx(2)

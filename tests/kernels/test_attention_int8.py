@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,19 @@ def test_reference_is_near_attention(tokens: int) -> None:
     assert relative(int8.reference(q, k, v), exact(q, k, v)) < 0.05
     sharp = relative(int8.reference(8 * q, k, v), exact(8 * q, k, v))
     assert sharp < 0.05
+
+
+@pytest.mark.parametrize("attend", [int8.reference, pytest.param(int8.attend, marks=needs_kernel)])
+def test_a_key_far_from_the_others_costs_them_nothing(attend: Any) -> None:
+    """As the first token of a text has. With one scale for all keys the others would be lost."""
+    q, k, v = made((1, 2, 64, 40), 77)
+    k = k - 1
+    k[:, :, 0] *= 200
+    mean = k.mean(2, keepdim=True)
+    one_scale = (k - mean).abs().amax((2, 3), keepdim=True) / 127
+    rounded = ((k - mean) / one_scale).round() * one_scale
+    assert relative(exact(q, rounded, v), exact(q, k, v)) > 0.1
+    assert relative(attend(q, k, v), exact(q, k, v)) < 0.02
 
 
 def test_the_mean_of_the_keys_costs_nothing() -> None:

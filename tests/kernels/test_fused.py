@@ -11,7 +11,7 @@ import pytest
 import torch
 from sfumato.kernels.native.around import GATES, After, Gate, Norm, available, normed
 from sfumato.kernels.quant import fused
-from sfumato.kernels.quant.fused import Matrix, stored_pictures, stored_rows
+from sfumato.kernels.quant.fused import LayerNorm, Matrix, stored_pictures, stored_rows
 from sfumato.kernels.quant.int8 import Geometry, Weight, rounded, weight_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,6 +59,35 @@ def test_what_comes_after_a_product(gate: Gate, halves: bool) -> None:
     wanted = fused.rows_product(x, weight, bias, After(gate, halves, shift, residual, 0.5))
     after = After(gate, halves, shift, residual.view(37, 1, 1, -1), 0.5)
     assert error(Matrix(weight, bias)(stored_rows(x), after=after).view(37, -1), wanted) < TIES
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(60, 1), (60, 3), (60, 60)])
+def test_a_gain_that_rows_share(rows: int, groups: int) -> None:
+    x, (weight, bias) = given(rows, 64), layer(80, 64)
+    gain, residual = given(groups, 80, seed=3), given(rows, 80, seed=4)
+    wanted = fused.rows_product(x, weight, bias, After(gain=gain, residual=residual))
+    after = After(gain=gain, residual=residual.view(rows, 1, 1, -1))
+    assert error(Matrix(weight, bias)(stored_rows(x), after=after).view(rows, -1), wanted) < TIES
+    for wrong in (given(7, 80), given(1, 79)):
+        with pytest.raises(ValueError, match=r"gain must be \[G,80\]"):
+            Matrix(weight, bias)(stored_rows(x), after=After(gain=wrong))
+
+
+@pytest.mark.parametrize(("rows", "features"), [(1, 16), (12, 77), (60, 320)])
+@pytest.mark.parametrize("groups", [0, 1, 3])
+def test_a_layer_norm_goes_with_the_rounding(rows: int, features: int, groups: int) -> None:
+    rows *= max(groups, 1)
+    x, (weight, bias) = given(rows, features) * 2 + 5, layer(40, features)
+    factor, shift = (given(groups, features, seed=s) + 1 if groups else None for s in (3, 4))
+    found = stored_rows(x, LayerNorm(factor, shift, 1e-5))
+    wanted = F.layer_norm(x, (features,), eps=1e-5)
+    if factor is not None and shift is not None:
+        each = rows // groups
+        wanted = wanted * factor.repeat_interleave(each, 0) + shift.repeat_interleave(each, 0)
+    ours = Matrix(weight, bias)(found).view(rows, -1)
+    assert error(ours, fused.rows_product(wanted, weight, bias)) < 10 * TIES / features**0.5
+    with pytest.raises(ValueError, match=f"{rows} rows can't share"):
+        stored_rows(x, LayerNorm(given(rows + 1, features), None, 1e-5))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Weights that come and go: the same bits, never more than the budget, undone without a trace."""
 
+import mmap
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from sfumato.kernels.mapped import Mapped, Place, Scratch, alignment, room_like, runs
+from sfumato.kernels.mapped import Mapped, Place, Scratch, alignment, let_go, room_like, runs
 from sfumato.kernels.offload import Rest, Stored, offload, offloaded, restore
 from sfumato.kernels.residence import Pool
 from sfumato.kernels.route import Unit
@@ -206,3 +208,19 @@ def test_runs() -> None:
     assert list(runs([at(100, 10), at(0, 50)], gap=50)) == [(0, 110)]
     assert list(runs([at(100, 10), at(0, 50)], gap=49)) == [(0, 50), (100, 110)]
     assert list(runs([])) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="says which pages are resident")
+def test_mapped_weights_are_let_go_of_and_read_again(tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    values = torch.arange(1 << 22, dtype=torch.float32)
+    (tmp_path / "file").write_bytes(values.numpy().tobytes())
+    mapped = Mapped(tmp_path / "file").tensor(Place(0, torch.float32, (1 << 22,)))
+    elsewhere = values.clone()
+    assert torch.equal(mapped, values)
+    before = resident()
+    let_go([mapped, elsewhere, values[:1]])
+    assert before - resident() > 0.9 * mapped.nbytes
+    assert torch.equal(mapped, values) and torch.equal(elsewhere, values)

@@ -90,3 +90,14 @@ def test_outliers_are_heard() -> None:
     x = torch.randn(3, 70).to(DEVICE, torch.float16)
     assert on_cuda.product(with_outliers, x) is None
     assert on_cuda.product(ours.half().to(DEVICE), x) is not None
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+@pytest.mark.parametrize("name", SERVED)
+def test_compiled_code_takes_a_product_whole(name: str, rank: int) -> None:
+    form, activation = SERVED[name]
+    ours = layer(form, activation, rank=rank).to(DEVICE, torch.float16)
+    x = torch.randn(2, 9, 70, generator=torch.Generator().manual_seed(1)).to(DEVICE, torch.float16)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert relative(compiled(x), ours(x)) < 2e-3

@@ -43,12 +43,17 @@ def test_only_what_nobody_refers_to_goes(full):
     stray = full.home / "artifacts" / "ab" / f"{'ab' * 32}.png"
     stray.parent.mkdir(exist_ok=True)
     stray.write_bytes(b"12345")
+    small = artifacts.thumbnail_path(full.home, "ab" * 32)
+    small.parent.mkdir(parents=True)
+    small.touch()
     gone = full.job_folder(99)
     gone.mkdir(parents=True)
     (gone / "checkpoint").write_bytes(b"123")
     freed = artifacts.gc(full)
     assert (freed.files, freed.bytes, freed.dropped) == (2, 8, ())
-    assert files(full) == 4 and not stray.exists() and not (gone / "checkpoint").exists()
+    assert (
+        files(full) == 4 and not stray.exists() and not small.exists() and not (gone / "checkpoint").exists()
+    )
     assert artifacts.gc(full).files == 0 and not gone.exists()
 
 

@@ -144,3 +144,14 @@ def test_processes(sfumato, submit, home):
 
 def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_finished_jobs_are_deleted(sfumato, tmp_path):
+    ids = [sfumato("jobs", "submit", "world", "x", "--size", "32", "--json").data["id"] for _ in range(2)]
+    said = sfumato("jobs", "delete", str(ids[0]))
+    assert said.code == 2 and "is queued; cancel it first" in said.err
+    for id in ids:
+        sfumato("jobs", "cancel", str(id))
+    assert sfumato("jobs", "delete", *map(str, ids), "--json").data == [{"id": id, "files": 0} for id in ids]
+    assert sfumato("jobs", "list", "--json").data["jobs"] == []
+    assert "is not there" in sfumato("jobs", "delete", str(ids[0])).err

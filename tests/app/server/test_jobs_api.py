@@ -144,6 +144,47 @@ def test_steering(client):
     assert paused["held"] is True
 
 
+def test_a_finished_job_is_deleted_with_its_results(client, running, api, wait_until):
+    """What another job has too stays; what an open job starts from can't be deleted."""
+    keyed = {"headers": {"Idempotency-Key": "k"}}
+    first, twin = (client.post("/v1/jobs", json={"task": "generate", "request": PICTURE}, **more).json()["id"]
+                   for more in (keyed, {}))  # fmt: skip
+    assert client.delete(f"/v1/jobs/{first}").status_code == 409
+    running()
+    jobs = [wait_until(lambda id=id: done(client, id)) for id in (first, twin)]
+    picture = next(kept for kept in jobs[0]["artifacts"] if kept["name"] == "0000.png")
+    small = client.get(picture["thumbnail"])
+    assert small.headers["content-type"] == "image/webp" and "immutable" in small.headers["cache-control"]
+    assert Image.open(io.BytesIO(small.content)).size == (64, 64)
+    manifest = next(kept for kept in jobs[0]["artifacts"] if kept["name"] == "manifest.json")
+    assert manifest["thumbnail"] is None and client.get(f"{manifest['url']}/thumbnail").status_code == 404
+    held = {"model": "tiny-sd", "prompt": "x", "image": picture["id"]}
+    waits = client.post("/v1/jobs", json={"task": "generate", "request": held, "paused": True}).json()["id"]
+    said = client.delete(f"/v1/jobs/{first}")
+    assert (
+        said.status_code == 409 and f"job {waits} starts from its result" in said.json()["error"]["message"]
+    )
+    client.post(f"/v1/jobs/{waits}/cancel")
+    assert client.delete(f"/v1/jobs/{first}").status_code == 204
+    assert (
+        client.get(f"/v1/jobs/{first}").status_code == 404 == client.delete(f"/v1/jobs/{first}").status_code
+    )
+    assert client.get(picture["url"]).status_code == 200, "the twin has the same bytes"
+    again = client.post("/v1/jobs", json={"task": "generate", "request": PICTURE}, **keyed)
+    assert again.status_code == 201 and again.json()["id"] > waits, "a key whose job is gone is free again"
+    wait_until(lambda: done(client, again.json()["id"]))
+    for id in (twin, again.json()["id"]):
+        assert client.delete(f"/v1/jobs/{id}").status_code == 204
+    assert client.get(picture["url"]).status_code == 404 == client.get(picture["thumbnail"]).status_code
+    left = [file for part in ("artifacts", "thumbnails") for file in (api.home / part).rglob("*.*")]
+    assert left == [] and "deleted" in {event.kind for event in api.store.events()}
+
+
+def done(client, id: int):
+    job = client.get(f"/v1/jobs/{id}").json()
+    return job if job["state"] == "completed" else None
+
+
 def test_cancel_lands_in_a_running_job(client, running, wait_until):
     running()
     id = client.post("/v1/jobs", json={"task": "sum", "request": {"steps": 10**9}}).json()["id"]

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
+from safetensors.torch import save_file
+from sfumato.app import registry
 from sfumato.app.chosen import LoraChoice, Technique
 from sfumato.app.cli import app as command_line
 from sfumato.app.jobs import control
 from sfumato.app.jobs.runner import Runner
 from sfumato.app.jobs.store import Store
 from sfumato.app.requests import REQUESTS, GenerateRequest, WorldRequest
+from sfumato.app.server.about_routes import lora_names, model_names
 from sfumato.app.server.desk import Desk
 from sfumato.app.server.serving import Serving
 from sfumato.app.settings import make_request
 from sfumato.app.tasks import TASKS, Task
 from sfumato.app.ui import canvas, counting, grid_page, look, models_page, queue_page, recalled
-from sfumato.app.ui.cards import card
+from sfumato.app.ui.cards import acts, card
 from sfumato.app.ui.door import SIGN_IN
 from sfumato.app.ui.form import Form
 from sfumato.app.ui.gallery_page import Look, comparison, details, gallery
@@ -30,6 +36,8 @@ from sfumato.app.ui.panels import fault
 from sfumato.app.ui.picked import chosen_settings
 from sfumato.app.ui.spelling import as_command, as_json, as_python
 from sfumato.app.ui.stage import Stage
+from sfumato.pipelines.doors import hub
+from sfumato.pipelines.errors import SfumatoError
 from toy_task import SUM, SumRequest
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -92,8 +100,9 @@ def test_a_request_goes_through_its_form_unchanged(desk):
     values = FULL.model_dump(mode="json")
     updates = form.filled(values, desk, epoch=3)
     held = [update["value"] for update in updates[: len(form.controls)]]
-    assert updates[-2] == 4 and updates[-1]["prompt"] == FULL.prompt
-    assert form.request([*held, *updates[-3:]], desk) == FULL
+    _, epoch, draft, *kept = updates[len(form.controls) :]
+    assert epoch == 4 and draft["prompt"] == FULL.prompt and kept == [{}, {}]
+    assert form.request([*held, *updates[len(form.controls) :]], desk) == FULL
 
 
 def test_an_untouched_form_is_the_default_request(desk):
@@ -109,9 +118,35 @@ def test_an_untouched_form_is_the_default_request(desk):
 
 def test_a_draft_of_another_version_is_passed_over():
     form = form_of(SUM)
-    updates = form.redrawn({"prompt": "x", "gone": 1})
+    desk = None  # nobody is asked for pictures
+    updates = form.redrawn({"prompt": "x", "gone": 1}, [], desk)
     assert updates[0]["value"] == "x" and all(update["__type__"] == "update" for update in updates)
-    assert all("value" not in update for update in form.redrawn("nonsense"))
+    assert all("value" not in update for update in form.redrawn("nonsense", [], desk))
+
+
+def test_pictures_of_a_draft_come_back_as_long_as_they_are_here(desk, tmp_path):
+    form = form_of(TASKS[0])
+    form.kept = {"image": None, "pictures": None}
+    for name, size in (("start", (16, 8)), ("mask", (16, 8)), ("depth", (4, 4))):
+        Image.new("L", size, 255).save(tmp_path / f"{name}.png")
+    start, mask, depth = (
+        desk.inputs.take((tmp_path / f"{name}.png").read_bytes()).id for name in ("start", "mask", "depth")
+    )
+    kept = [{"image": start, "mask": mask}, {"pictures": [f"depth={depth}", f"../up={depth}", "gone=0"]}]
+    found = dict(zip(form.controls, form.redrawn({}, kept, desk), strict=True))
+    assert (
+        found["image"]["value"]["background"].size == (16, 8) and len(found["image"]["value"]["layers"]) == 1
+    )
+    (file,) = map(Path, found["pictures"]["value"])
+    assert file.name == "depth.png" and file.is_relative_to(desk.home / "uploads")
+    again = form.values(
+        [found[name].get("value") for name in form.controls] + [{}, 0, {}], desk
+    )  # as the form would send it
+    assert again["mask"] and again["pictures"] == [f"depth={depth}"]
+    for file in desk.inputs.folder.iterdir():
+        file.unlink()
+    assert dict(zip(form.controls, form.redrawn({}, kept, desk), strict=True))["image"]["value"] is None
+    assert "value" not in form.redrawn({}, ["nonsense", {"pictures": 3}], desk)[0]
 
 
 def test_settings_that_are_the_defaults_are_left_out():
@@ -268,8 +303,8 @@ def test_what_people_wrote_is_escaped_wherever_it_is_shown(desk):
         stage.status(store.get(waiting)._replace(state="failed", error=HOSTILE)),
         stage.picture(job),
         stage.film("sum", None),
-        card(job, image, ("generate",)),
-        card(job, image._replace(media="video/mp4"), ()),
+        card(job, image, acts(image, ("generate",))),
+        card(job, image._replace(media="video/mp4"), acts(image, ())),
         grid_page.grid(desk, held),
         fault(HOSTILE),
         models_page.inspect(HOSTILE),
@@ -354,10 +389,110 @@ def test_tokens_are_counted_with_the_models_own_tokenizer():
     assert counting.count("a cube", "no such model") == counting.count("", "still-life") == ""
 
 
-def test_models_are_listed_and_inspected_by_name_alone(tmp_path):
-    assert "still-life-unet" in models_page.models()
+def test_models_are_listed_and_inspected_by_name_alone(desk, tmp_path):
+    listed = models_page.models(desk)
+    assert "still-life-unet" in listed and "Apache-2.0" in listed and " MB" in listed
     assert "parameters" in models_page.inspect("still-life") and str(tmp_path) not in models_page.inspect(
         "still-life"
     )
     for name in (str(tmp_path), "../judge", "nothing"):
         assert "is not in the list" in models_page.inspect(name)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def lora(file: Path) -> Path:
+    down = torch.ones(16, 768, dtype=torch.float16)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = {"modelspec.license": "MIT", "ss_network_dim": "16"}
+    save_file({"lora_unet_a_attn2_to_k.lora_down.weight": down}, file, metadata=about)
+    return file
+
+
+def test_models_are_added_where_they_lie_and_removed(desk, tiny, tmp_path, cache):
+    added = models_page.take(desk, f" {tiny} ", "mine", "")
+    assert added.entry.place == str(tiny) and registry.read_registry()["mine"] == added.entry
+    assert models_page.take(desk, str(lora(tmp_path / "ink.safetensors")), "", "").name == "ink"
+    shown = models_page.models(desk)
+    assert "sd, model, F32, " in shown
+    assert (
+        "sd15, lora, F16, 24.6 kB, MIT" in shown and str(tiny) in shown and 'data-ask="Remove mine' in shown
+    )
+    assert "mine" in model_names()["remembered"] and "ink" not in model_names()["remembered"]
+    assert lora_names() == ["ink"] and "lora for sd15" in models_page.inspect("ink")
+    (tmp_path / "ink.safetensors").unlink()
+    assert '<b>ink</b><span class="sf-small">gone' in models_page.models(desk)
+    registry.forget("ink")
+    assert "<b>ink</b>" not in models_page.models(desk)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "path: '' is needed"),
+        ("relative/folder/x", "does not exist"),
+        ("/nothing.safetensors", "does not exist"),
+        ("~nobody-here/x", "does not exist"),
+        ("/\0", "does not exist"),
+        ("TMP/x.txt", "is no model that can be opened"),
+        ("TMP/x.ckpt", "is no model that can be opened"),
+        ("TMP/broken.safetensors", "broken.safetensors"),
+        ("TMP", "has no model_index.json"),
+        ("owner/name", "was not pulled; `sfumato models pull owner/name` downloads it, or the operator says"),
+    ],
+)
+def test_what_cannot_be_added_is_one_sentence(desk, tmp_path, cache, text, sentence):
+    for name in ("x.txt", "x.ckpt", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"\x80 no weights")
+    with pytest.raises(SfumatoError) as caught:
+        models_page.take(desk, text.replace("TMP", str(tmp_path)), "", "")
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert registry.read_registry() == {}
+
+
+@pytest.mark.parametrize("others", [{"require_token": True}, {"allow_origin": ("https://studio.example",)}])
+def test_where_others_come_in_only_open_folders_can_be_added(tiny, tmp_path, cache, others):
+    """Who may make pictures may not look around on the machine."""
+    (tmp_path / "open").mkdir()
+    inside = shutil.copytree(tiny, tmp_path / "open" / "tiny")
+    (tmp_path / "open" / "out.safetensors").symlink_to(lora(tmp_path / "secret.safetensors"))
+    serving = Serving(**others, allow_path=(str(tmp_path / "open"),))
+    desk = Desk(serving, tmp_path / "home", TASKS)
+    for text in (str(tiny), "out.safetensors", "../secret.safetensors", "/etc/passwd", "~/x"):
+        with pytest.raises(SfumatoError, match=r"--allow-path|is no name of a file"):
+            models_page.take(desk, text, "", "")
+    assert models_page.take(desk, "tiny", "", "").entry.place == str(inside)
+    assert str(inside) not in models_page.models(desk), "where things lie is nobody's business"
+
+
+def test_a_model_of_the_hub_is_pinned_and_downloaded_only_where_that_is_allowed(
+    tiny, tmp_path, cache, monkeypatch
+):
+    commit = "a" * 40
+    fetched = []
+
+    def pull(id):
+        fetched.append(id)
+        snapshot = shutil.copytree(tiny, cache / "models--someone--tiny" / "snapshots" / commit)
+        (cache / "models--someone--tiny/refs").mkdir()
+        (cache / "models--someone--tiny/refs/main").write_text(commit)
+        return hub.Pulled("someone/tiny", commit, snapshot, 1, 1)
+
+    monkeypatch.setattr(hub, "pull", pull)
+    closed, open_ = (Desk(Serving(downloads=on), tmp_path / "home", TASKS) for on in (False, True))
+    with pytest.raises(SfumatoError, match="was not pulled"):
+        models_page.take(closed, "someone/tiny", "", "")
+    assert models_page.to_download(open_, "someone/tiny") and not models_page.to_download(
+        closed, "someone/tiny"
+    )
+    assert models_page.take(open_, "someone/tiny", "", "").entry.place == f"someone/tiny@{commit}"
+    assert models_page.take(closed, "someone/tiny", "again", "").name == "again" and fetched == [
+        "someone/tiny"
+    ]
+    assert not models_page.to_download(open_, "someone/tiny") and not models_page.to_download(open_, "")

@@ -165,6 +165,14 @@ def test_a_mask_is_drawn_on_the_picture(site, visit, tmp_path, wait_until):
 
     wait_until(given)
     wait_until(lambda: draw(seen.page, canvas))
+    wait_until(lambda: len(list((site.home / "inputs").glob("*"))) >= 2)
+    seen.page.wait_for_timeout(3000)
+    seen.page.reload()
+    seen.page.wait_for_selector("#generate-run")
+    wait_until(lambda: seen.read("generate-prompt") == "a red cube")
+    seen.open("Picture and mask")
+    canvas.wait_for()
+    wait_until(lambda: orange(canvas))  # what was not sent is not lost
     before = {job.id for job in site.store.history(limit=1000)}
     seen.page.click("#generate-run")
     (id,) = wait_until(lambda: {job.id for job in site.store.history(limit=1000)} - before)
@@ -187,6 +195,11 @@ def draw(page, canvas) -> bool:
         page.mouse.move(x - 20 + 4 * i, y)
     page.mouse.up()
     page.wait_for_timeout(700)
+    return orange(canvas)
+
+
+def orange(canvas) -> bool:
+    """Whether some of the mask's paint is seen."""
     with Image.open(io.BytesIO(canvas.screenshot())) as seen:
         red, green, blue = (band.astype(int) for band in np.moveaxis(np.asarray(seen.convert("RGB")), 2, 0))
     return bool(((red - blue > 60) & (red > green)).sum() > 200)
@@ -285,6 +298,69 @@ def test_results_are_found_compared_and_sent_on(site, visit, tiny, wait_until):
 
 def artifact(home: Path, hash: str) -> Path:
     return next((home / "artifacts" / hash[:2]).glob(f"{hash}*"))
+
+
+def test_a_gallery_is_small_pictures_and_results_are_deleted_after_a_question(site, visit, tiny, wait_until):
+    id, hash = made(site, wait_until, tiny, "an obsidian bowl")
+    seen = visit()
+    seen.tab("Gallery")
+    seen.write("search", "obsidian")
+    image = seen.page.locator("#gallery figure img")
+    wait_until(lambda: image.count() == 1 and image.evaluate("e => e.complete && e.naturalWidth"))
+    assert image.get_attribute("src") == f"/v1/artifacts/{hash}/thumbnail"
+    assert (site.home / "thumbnails" / hash[:2] / f"{hash}.webp").is_file()
+    asked: list[str] = []
+
+    def answer(dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept() if len(asked) == 2 else dialog.dismiss()
+
+    seen.page.on("dialog", answer)
+    deletes = seen.page.locator(f"#gallery [data-do=delete][data-id='{id}']")
+    deletes.click()
+    seen.page.wait_for_timeout(500)
+    assert site.store.get(id).state == "completed", "nothing happens on a no"
+    deletes.click()
+    wait_until(lambda: seen.page.locator("#gallery", has_text="No result has all these words").count() == 1)
+    assert asked[0] == f"Delete job {id} and its result? This can't be undone."
+    assert not site.store.history(["obsidian"]) and not artifacts(site.home, hash)
+    assert not seen.faults
+
+
+def artifacts(home: Path, hash: str) -> list[Path]:
+    return [
+        file for part in ("artifacts", "thumbnails") for file in (home / part / hash[:2]).glob(f"{hash}*")
+    ]
+
+
+def test_a_model_is_added_offered_and_removed(site, visit, tiny, wait_until):
+    seen = visit()
+    seen.tab("Models")
+    seen.write("add-path", "/nothing/here.safetensors")
+    seen.page.click("#add-run")
+    seen.page.locator("#models-said [role=alert]", has_text="does not exist").wait_for()
+    seen.write("add-path", str(tiny))
+    seen.write("add-name", "my-tiny")
+    seen.page.click("#add-run")
+    seen.page.locator("#models-said [role=status]", has_text="my-tiny is added: sd, model, F32").wait_for()
+    row = seen.page.locator("#models li", has_text="my-tiny")
+    row.wait_for()
+    seen.page.locator("#inspect input").click()
+    seen.page.get_by_role("option", name="my-tiny").click()
+    seen.page.locator("#about-model pre", has_text="StableDiffusionPipeline").wait_for()
+    seen.tab("Generate")
+    seen.page.locator("#generate-model input").click()
+    seen.page.get_by_role("option", name="my-tiny").wait_for()
+    seen.page.keyboard.press("Escape")
+    seen.page.reload()
+    seen.page.wait_for_selector("#generate-run")
+    seen.tab("Models")
+    row.wait_for()
+    seen.page.on("dialog", lambda dialog: dialog.accept())
+    row.locator("[data-do=forget]").click()
+    seen.page.locator("#models-said", has_text="my-tiny is removed; its files are still there").wait_for()
+    wait_until(lambda: row.count() == 0)
+    assert tiny.exists() and not seen.faults
 
 
 def test_a_grid_is_a_job_per_cell(site, visit, wait_until):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from cached import counted, run
-from sfumato.pipelines.patches.taylorseer import TaylorSeer, _newton, _taylor
+from sfumato.pipelines.patches._weights import newton, taylor
+from sfumato.pipelines.patches.taylorseer import TaylorSeer
 from tiny_nets import tiny
 
 KNOWN = [(9,), (9, 6), (9, 6, 3), (9, 8, 4)]
@@ -15,10 +16,10 @@ KNOWN = [(9,), (9, 6), (9, 6, 3), (9, 8, 4)]
 def test_polynomials_come_out_exactly(steps: tuple[int, ...], ahead: int) -> None:
     """Newton's form of every degree below the number of steps; Taylor's up to degree 1."""
     now = steps[0] + ahead
-    for form, most in ((_newton, 2), (_taylor, 1)):
+    for form, most in ((newton, 2), (taylor, 1)):
         for degree in range(min(len(steps) - 1, most) + 1):
-            told = form(steps, now) if form is _newton else form(steps[: degree + 1], now)
-            known = steps if form is _newton else steps[: degree + 1]
+            told = form(steps, now) if form is newton else form(steps[: degree + 1], now)
+            known = steps if form is newton else steps[: degree + 1]
             value = sum(w * s**degree for w, s in zip(told, known, strict=True))
             assert value == pytest.approx(now**degree)
 
@@ -28,7 +29,7 @@ def test_the_papers_sum() -> None:
     values, n, k = (5.0, -1.0, 3.5), 3, 2
     first, second = values[0] - values[1], values[0] - 2 * values[1] + values[2]
     wanted = values[0] + k * first / n + k**2 / 2 * second / n**2
-    told = _taylor((9, 6, 3), 9 + k)
+    told = taylor((9, 6, 3), 9 + k)
     assert sum(w * v for w, v in zip(told, values, strict=True)) == pytest.approx(wanted)
 
 

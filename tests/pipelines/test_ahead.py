@@ -14,6 +14,7 @@ from agreement import relative
 from safetensors.torch import save_file
 from sfumato.pipelines.converts import _ahead as ahead
 from sfumato.pipelines.converts._ahead import Store, key
+from sfumato.pipelines.converts._compiled import taken_off
 from sfumato.pipelines.converts._repeated import regions
 from sfumato.pipelines.converts.compile import Compile
 from sfumato.pipelines.converts.lora import Lora
@@ -64,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_the_same_answers_at_all_sizes(store: Store) -> None:
     model = tiny(FAMILY)
     plain = [called(model, larger=larger, batch=batch) for larger, batch in ((0, 1), (4, 3), (6, 2))]
-    assert Compile("ahead", store)(model.denoise.net) is model.denoise.net
+    assert Compile("ahead", store=store)(model.denoise.net) is model.denoise.net
     for wanted, (larger, batch) in zip(plain, ((0, 1), (4, 3), (6, 2)), strict=True):
         assert relative(called(model, larger=larger, batch=batch), wanted) < 1e-5
     with broken(model.denoise.net):  # all of it is compiled: nothing within a block is called
@@ -75,7 +76,7 @@ def test_the_same_answers_at_all_sizes(store: Store) -> None:
 def test_weights_are_the_networks_own(store: Store) -> None:
     """Changed in place they act at once, also after compiling; other weights of the same shape share the code."""
     model, plain = tiny(FAMILY), tiny(FAMILY)
-    Compile("ahead", store)(model.denoise.net)
+    Compile("ahead", store=store)(model.denoise.net)
     for net in (model.denoise.net, plain.denoise.net):
         with torch.no_grad():
             for weight in net.parameters():
@@ -86,7 +87,7 @@ def test_weights_are_the_networks_own(store: Store) -> None:
 @pytest.mark.slow
 def test_what_acts_within_a_block_is_not_passed_by(store: Store, tmp_path: Path) -> None:
     model, plain = tiny(FAMILY), tiny(FAMILY)
-    Compile("ahead", store)(model.denoise.net)
+    Compile("ahead", store=store)(model.denoise.net)
     name = next(n for n, m in plain.denoise.net.named_modules() if n.endswith("attn1.to_q"))
     width = len(plain.denoise.net.get_submodule(name).weight)
     factors = {end: torch.randn(*shape) for end, shape in (("A", (2, width)), ("B", (width, 2)))}
@@ -113,11 +114,19 @@ def test_code_that_others_could_have_written_is_refused(store: Store) -> None:
         place.chmod(mode | 0o022)
         try:
             with pytest.raises(BadInput, match="could have been written by others, and opening it runs code"):
-                Compile("ahead", store)(model.denoise.net)
+                Compile("ahead", store=store)(model.denoise.net)
         finally:
             place.chmod(mode)
     assert os.stat(store.folder).st_mode & 0o077 == 0
     assert not any("forward" in vars(module) for module in model.denoise.net.modules())
+
+
+@pytest.mark.slow
+def test_it_can_be_taken_off(store: Store) -> None:
+    """As before weights are offloaded, of which the code would know nothing."""
+    net = Compile("ahead", store=store)(tiny(FAMILY).denoise.net)
+    assert taken_off(net)
+    assert not any("forward" in vars(module) for module in net.modules())
 
 
 def test_a_name_says_what_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,4 +152,4 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"nothing was compiled ahead for this network .* `sfumato models compile"
     ):
-        Compile("ahead", Store(tmp_path))(net)
+        Compile("ahead", store=Store(tmp_path))(net)

@@ -106,7 +106,9 @@ def test_machine_code() -> None:
 
 
 def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="backend must be one of inductor, aot_eager, eager, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of inductor, ahead, aot_eager, eager, got 'fast'"
+    ):
         Compile("fast")
     with pytest.raises(NoSite, match="has no site 'blocks'"):
         Compile("eager")(torch.nn.Linear(2, 2))

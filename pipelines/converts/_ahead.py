@@ -68,7 +68,7 @@ class Store:
             return [self._kept(name, blocks, heard) for name, blocks in kinds.items()]
 
     def open(self, net: nn.Module, block: nn.Module) -> Callable[..., Any] | None:
-        """What answers calls (block, ...) with compiled code and this block's own weights; None if none was made here."""
+        """What answers calls (block, ...) by code with this block's own weights; None if none was made here."""
         file = self.folder / f"{key(net, block)}.pt2"
         if not self._trusted(file):
             return None

@@ -32,7 +32,7 @@ def once(how: str, name: str, folder: Path) -> dict[str, float]:
     size = (model.defaults.width, model.defaults.height)
     opened = time.perf_counter()
     if how == "ahead":
-        Compile("ahead", Store(folder / "ahead"))(model.denoise.net)
+        Compile("ahead", store=Store(folder / "ahead"))(model.denoise.net)
     elif how != "plain":
         Compile()(model.denoise.net)
     with torch.no_grad():

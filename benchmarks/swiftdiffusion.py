@@ -1,6 +1,6 @@
 """Add-ons beside the backbone (arXiv:2407.02031): LoRAs that load while the first steps run, ControlNets by a thread.
 
-`load`: time to a picture with a LoRA of high rank for all layers of a UNet in the shape of SD 1.5 with random weights.
+`load`: time to a picture with a LoRA of high rank for the transformers of SD 1.5's UNet, with random weights.
 The file is dropped from the system's cache before each run, `--warm` leaves it there. `plain` is the run without,
 `live` what --lora does (peft's adapters), `before` the same weights merged before the first step, `late` beside the
 first steps. `at`: pictures of a built-in model with a LoRA that joins later and later, against those with it from the
@@ -53,22 +53,22 @@ PLACES = (0, 1, 2, 3, 5, 8, 12, 16, 20)
 
 def unet() -> UNet2DConditionModel:
     """SD 1.5's, with random weights."""
-    torch.manual_seed(0)
-    config = dict(architecture("sd15").parts["unet"].config or {})
-    return UNet2DConditionModel.from_config(config).eval().requires_grad_(False)
+    with torch.device("meta"):
+        net = UNet2DConditionModel.from_config(dict(architecture("sd15").parts["unet"].config or {}))
+    noise = 0.02 * torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    net = net.to_empty(device="cpu").eval().requires_grad_(False)
+    for weight in net.parameters():
+        weight.view(-1).copy_(noise.repeat(-(-weight.numel() // len(noise)))[: weight.numel()])
+    return net
 
 
 def lora(net: nn.Module, rank: int, file: Path) -> None:
-    """Factors in half precision for every linear layer and convolution."""
+    """Factors in half precision for every linear layer of its transformers."""
     found = {}
     for name, layer in net.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            down, up = (
-                (rank, *layer.weight.shape[1:]),
-                (len(layer.weight), rank, *[1] * (layer.weight.ndim - 2)),
-            )
-            found[f"unet.{name}.lora_A.weight"] = torch.randn(down).half() * 0.01
-            found[f"unet.{name}.lora_B.weight"] = torch.randn(up).half() * 0.01
+        if isinstance(layer, nn.Linear) and ".transformer_blocks." in name:
+            found[f"unet.{name}.lora_A.weight"] = torch.randn(rank, layer.in_features).half() * 0.01
+            found[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, rank).half() * 0.01
     save_file(found, file)
 
 

@@ -2,7 +2,7 @@
 
     store = Store(Path.home() / ".cache" / "sfumato" / "ahead")
     store.make(net, small, large)      # minutes: torch.export and AOTInductor; both functions call the network
-    Compile("ahead", store)(net)       # seconds, in every process from then on
+    Compile("ahead", store=store)(net)       # seconds, in every process from then on
 
 A package is native code: whoever opens one runs it. So its name is a hash of what it was made for (block, settings of
 the network, versions, processor), it is looked for in this folder alone, and the folder must be writable by nobody
@@ -68,11 +68,11 @@ class Store:
             return [self._kept(name, blocks, heard) for name, blocks in kinds.items()]
 
     def open(self, net: nn.Module, block: nn.Module) -> Callable[..., Any] | None:
-        """The compiled block with this block's own weights; None if none was made for it here."""
+        """What answers calls (block, ...) by code with this block's own weights; None if none was made here."""
         file = self.folder / f"{key(net, block)}.pt2"
         if not self._trusted(file):
             return None
-        return by_name(block.forward, _Ahead(block, *_opened(block, file)).answer)
+        return by_name(type(block).forward, _Ahead(block, *_opened(block, file)).answer)
 
     def _trusted(self, file: Path) -> bool:
         """Whether it is there. One that others could have written is refused."""
@@ -121,7 +121,7 @@ class _Ahead:
         self.processors = [(m, m.processor) for m in self.inside if "processor" in {*vars(m), *m._modules}]
 
     def answer(self, given: Given, compute: Callable[[], Any]) -> Any:
-        told = _dense_ones(given)
+        told = _dense_ones({name: value for name, value in given.items() if name != "self"})
         if tuple(told) != self.names or torch.is_grad_enabled() or self._patched():
             return compute()
         return self.code(**told)

@@ -102,7 +102,7 @@ class Compile:
             )
         for block, code in found:
             if code is not None:
-                vars(block)["forward"] = code
+                put(block, code)
         return net
 
 

@@ -14,6 +14,7 @@ from agreement import relative
 from safetensors.torch import save_file
 from sfumato.pipelines.converts import _ahead as ahead
 from sfumato.pipelines.converts._ahead import Store, key
+from sfumato.pipelines.converts._compiled import taken_off
 from sfumato.pipelines.converts._repeated import regions
 from sfumato.pipelines.converts.compile import Compile
 from sfumato.pipelines.converts.lora import Lora
@@ -118,6 +119,14 @@ def test_code_that_others_could_have_written_is_refused(store: Store) -> None:
             place.chmod(mode)
     assert os.stat(store.folder).st_mode & 0o077 == 0
     assert not any("forward" in vars(module) for module in model.denoise.net.modules())
+
+
+@pytest.mark.slow
+def test_it_can_be_taken_off(store: Store) -> None:
+    """As before weights are offloaded, of which the code would know nothing."""
+    net = Compile("ahead", store=store)(tiny(FAMILY).denoise.net)
+    assert taken_off(net)
+    assert not any("forward" in vars(module) for module in net.modules())
 
 
 def test_a_name_says_what_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:

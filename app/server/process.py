@@ -24,7 +24,7 @@ from .desk import Desk
 from .serving import Serving
 from .tokens import Tokens
 
-NICENESS = 5
+NICENESS = 10
 PATIENCE = 60.0
 """Seconds that the runner is given for its checkpoint."""
 BACKLOG = 1024

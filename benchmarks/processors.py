@@ -18,6 +18,7 @@ from pathlib import Path
 import harness
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
+from networks import DIT
 from sfumato.pipelines.converts.int8 import Int8
 from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.doors.architectures import architecture
@@ -25,13 +26,6 @@ from sfumato.pipelines.patches.int8_attention import Int8Attention
 from torch import Tensor, nn
 
 Run = Callable[[], Tensor]
-XL = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "num_layers": 28,
-    "patch_size": 2,
-    "out_channels": 8,
-}
 
 
 class Answering(nn.Module):
@@ -62,17 +56,7 @@ def unet() -> nn.Module:
 
 
 def dit() -> nn.Module:
-    return Answering(
-        DiTTransformer2DModel(
-            **XL,
-            in_channels=4,
-            sample_size=64,
-            num_embeds_ada_norm=1000,
-            activation_fn="gelu-approximate",
-            norm_type="ada_norm_zero",
-            norm_elementwise_affine=False,
-        )
-    )
+    return Answering(DiTTransformer2DModel(**DIT))
 
 
 def vae() -> nn.Module:

@@ -73,7 +73,8 @@ def main() -> None:
     given = Options(arguments.model, arguments.repeats, arguments.steps, arguments.device, arguments.dry)
     about, model = machine(given.device), open_model(given.model, device=given.device)
     rows = measure(model, given, ways(model, arguments.table), arguments.judged)
-    finish("reuse", "Reuse across steps", rows, about, given)
+    name = Path(given.model).name
+    finish(f"reuse-{name}", f"Reuse across steps, {name}", rows, about, given)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def section(result: dict[str, Any]) -> str:
         for r in result["rows"]
     ]
     body = table(("what", "median", "spread", "unit", "times", "bar"), rows)
-    return f"## {result['title']}\n\n{machine(result['machine'])}\n\n`{result['command']}`\n\n{body}"
+    return f"## {result['title']}\n\n{machines([result])[0]}\n\n`{result['command']}`\n\n{body}"
 
 
 def headlines(results: list[dict[str, Any]]) -> str:
@@ -188,14 +188,24 @@ def headlines(results: list[dict[str, Any]]) -> str:
     ]
     if not rows:
         return NOTHING_YET
-    machines = sorted({machine(result["machine"]) for result in results})
-    return "\n\n".join([table(("what", "median", "spread"), rows), *machines])
+    return "\n\n".join([table(("what", "median", "spread"), rows), *machines(results)])
 
 
-def machine(about: dict[str, Any]) -> str:
-    versions = f"Python {about['python']}, torch {about['torch']}"
-    parts = [about["gpu"] or about["cpu"], f"{about['cores']} cores, {about['threads']} threads", versions]
-    return f"Measured on {', '.join(parts)}; load before the start {about['load']:.1f}."
+def machines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each machine, with the loads at which it was."""
+    loads: dict[str, list[float]] = {}
+    for about in (result["machine"] for result in results):
+        versions = f"Python {about['python']}, torch {about['torch']}"
+        cores = f"{about['cores']} cores, {about['threads']} threads"
+        loads.setdefault(f"{about['gpu'] or about['cpu']}, {cores}, {versions}", []).append(about["load"])
+    return [
+        f"Measured on {where}; load before the start {told(min(seen), max(seen))}."
+        for where, seen in sorted(loads.items())
+    ]
+
+
+def told(low: float, high: float) -> str:
+    return f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}"
 
 
 def number(value: float) -> str:

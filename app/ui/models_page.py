@@ -150,10 +150,10 @@ def to_download(desk: Desk, text: str) -> bool:
 
 
 def _of_hub(desk: Desk, id: str) -> str:
-    if hub.pulled(id) is None and not desk.serving.downloads:
+    if hub.pulled(id) is not None:
+        return pinned(id)
+    if not desk.serving.downloads:
         remedy = f"was not pulled; `sfumato models pull {id}` downloads it, or the operator says --downloads"
         raise refuse("path", id, remedy)
-    if hub.pulled(id) is None:
-        found = hub.pull(id)
-        return f"{found.repository}@{found.commit}"
-    return pinned(id)
+    found = hub.pull(id)
+    return f"{found.repository}@{found.commit}"

@@ -1,8 +1,8 @@
 """The repeated blocks of a network as machine code, made once and kept for later processes.
 
     store = Store(Path.home() / ".cache" / "sfumato" / "ahead")
-    store.make(net, small, large)      # minutes: torch.export and AOTInductor; both functions call the network
-    Compile("ahead", store=store)(net)       # seconds, in every process from then on
+    store.make(net, small, large)  # minutes: torch.export and AOTInductor; both functions call the network
+    Compile("ahead", store=store)(net)  # seconds, in every process from then on
 
 A package is native code: whoever opens one runs it. So its name is a hash of what it was made for (block, settings of
 the network, versions, processor), it is looked for in this folder alone, and the folder must be writable by nobody
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cache, partial
@@ -190,9 +191,11 @@ def _package(block: nn.Module, given: Given, file: Path) -> None:
     sizes = tree_map(
         lambda x: dict.fromkeys(range(x.ndim), Dim.AUTO) if isinstance(x, Tensor) else None, given
     )
-    program = export(block, (), dict(given), dynamic_shapes=sizes)
     options = OPTIONS | {"aot_inductor.metadata": {"names": ",".join(given)}}
-    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, about torch
+        program = export(block, (), dict(given), dynamic_shapes=sizes)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
 
 
 def _opened(block: nn.Module, file: Path) -> tuple[Any, Mapping[str, Tensor]]:

@@ -96,7 +96,7 @@ class Attending(AttnProcessor2_0):
         temb: Tensor | None = None,
         beside: Beside = NOTHING,
     ) -> Tensor:
-        if not plain(attn, attention_mask) or hidden_states.ndim != 3:
+        if not _plain(attn, hidden_states, attention_mask):
             out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return out
         batch, tokens = hidden_states.shape[:2]
@@ -113,11 +113,12 @@ class Attending(AttnProcessor2_0):
         )
 
 
-def plain(attn: Any, mask: Tensor | None) -> bool:
+def _plain(attn: Any, x: Tensor, mask: Tensor | None) -> bool:
     """Whether attention is its four products and softmax alone, all of them fast."""
     norms = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
     straight = attn.rescale_output_factor == 1 and not attn.residual_connection and not any(norms)
-    return straight and mask is None and all(map(fast, (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])))
+    straight = straight and mask is None and x.ndim == 3
+    return straight and all(map(fast, (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])))
 
 
 def _rows(x: Tensor, norm: LayerNorm | None = None) -> Stored:
@@ -138,63 +139,56 @@ class Joined(BasicTransformerBlock):
         class_labels: Tensor | None = None,
         added_cond_kwargs: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        own = (attention_mask, encoder_hidden_states, encoder_attention_mask, timestep)
-        if cross_attention_kwargs or type(self.ff) is not Feeding or self._chunk_size is not None:
-            out: Tensor = super().forward(
-                hidden_states, *own, cross_attention_kwargs, class_labels, added_cond_kwargs
-            )
-            return out
         text = encoder_hidden_states if self.only_cross_attention else None
-        x = _added(self.attn1, self.norm1, hidden_states, text, attention_mask)
-        if self.attn2 is not None:
-            x = _added(self.attn2, self.norm2, x, encoder_hidden_states, encoder_attention_mask)
-        return self.ff(x, Beside(_norm(self.norm3), residual=x))
-
-
-class Adaptive(BasicTransformerBlock):
-    """Attention and feed-forward whose norms and gains follow the time (adaLN-Zero, arXiv:2212.09748)."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        timestep: Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        class_labels: Tensor | None = None,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        usual = type(self.attn1.processor) is Attending and plain(self.attn1, attention_mask)
-        if (
-            cross_attention_kwargs
-            or not usual
-            or type(self.ff) is not Feeding
-            or self._chunk_size is not None
-        ):
+        usual = type(self.ff) is Feeding and self._chunk_size is None and not cross_attention_kwargs
+        begun = self.begun(hidden_states, text, attention_mask, (timestep, class_labels)) if usual else None
+        if begun is None:
             own = (attention_mask, encoder_hidden_states, encoder_attention_mask, timestep)
             out: Tensor = super().forward(
                 hidden_states, *own, cross_attention_kwargs, class_labels, added_cond_kwargs
             )
             return out
-        x, first = hidden_states, self.norm1
-        emb = first.emb(timestep, class_labels, hidden_dtype=x.dtype)
-        shift, scale, gain, ff_shift, ff_scale, ff_gain = first.linear(first.silu(emb)).chunk(6, 1)
-        x = self.attn1(x, beside=Beside(LayerNorm(1 + scale, shift, first.norm.eps), gain, x))
+        x, beside = begun
         if self.attn2 is not None:
             x = _added(self.attn2, self.norm2, x, encoder_hidden_states, encoder_attention_mask)
-        return self.ff(x, Beside(LayerNorm(1 + ff_scale, ff_shift, self.norm3.eps), ff_gain, x))
+        return self.ff(x, beside._replace(residual=x))
+
+    def begun(
+        self, x: Tensor, text: Tensor | None, mask: Tensor | None, moment: tuple[Any, Any]
+    ) -> tuple[Tensor, Beside] | None:
+        """After attention, and what goes around the feed-forward; None if this must go the longer way."""
+        return _added(self.attn1, self.norm1, x, text, mask), Beside(_norm(self.norm3))
+
+
+class Adaptive(Joined):
+    """Attention and feed-forward whose norms and gains follow the time (adaLN-Zero, arXiv:2212.09748)."""
+
+    def begun(
+        self, x: Tensor, text: Tensor | None, mask: Tensor | None, moment: tuple[Any, Any]
+    ) -> tuple[Tensor, Beside] | None:
+        if not _short(self.attn1, x, mask):
+            return None
+        first = self.norm1
+        emb = first.emb(*moment, hidden_dtype=x.dtype)
+        shift, scale, gain, ff_shift, ff_scale, ff_gain = first.linear(first.silu(emb)).chunk(6, 1)
+        x = self.attn1(x, beside=Beside(LayerNorm(1 + scale, shift, first.norm.eps), gain, x))
+        return x, Beside(LayerNorm(1 + ff_scale, ff_shift, self.norm3.eps), ff_gain)
 
 
 def _added(
     attn: nn.Module, norm: nn.LayerNorm, x: Tensor, text: Tensor | None, mask: Tensor | None
 ) -> Tensor:
     """x + what the layer makes of it; a patch may have given it another processor."""
-    if type(attn.processor) is Attending and plain(attn, mask):
+    if _short(attn, x, mask):
         out: Tensor = attn(x, encoder_hidden_states=text, beside=Beside(_norm(norm), residual=x))
         return out
     out = attn(norm(x), encoder_hidden_states=text, attention_mask=mask) + x
     return out
+
+
+def _short(attn: Any, x: Tensor, mask: Tensor | None) -> bool:
+    """Whether the layer computes what stands beside it too."""
+    return type(attn.processor) is Attending and _plain(attn, x, mask)
 
 
 def _norm(layer: nn.LayerNorm) -> LayerNorm:

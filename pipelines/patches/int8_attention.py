@@ -8,7 +8,8 @@ Neutral: smallest above every layer's number of keys
 Errors: ValueError for a setting outside its range, where the kernel can't run (it says what is lacking), or a network
     without the site 'attention'
 Differs: V and the weights are in 8 bits too (there float16), weights relative to the greatest of 256 keys, V by
-    channel. Layers with a mask, with few keys, or not in float32 on a processor are computed as before
+    channel; up to 256 keys have a scale each, as a text's first token lies far from the others. Layers with a mask,
+    with few keys, or not in float32 on a processor are computed as before
 Tasks: image, video
 """
 

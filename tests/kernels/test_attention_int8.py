@@ -48,6 +48,20 @@ def test_views_and_batches() -> None:
     assert both.transpose(1, 2).is_contiguous()
 
 
+@needs_kernel
+@pytest.mark.parametrize("tokens", [77, 300])
+def test_threads_share_the_work_and_change_nothing(tokens: int) -> None:
+    q, k, v = made((2, 3, 150, 40), tokens)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = int8.attend(q, k, v)
+        torch.set_num_threads(3)
+        assert torch.equal(int8.attend(q, k, v), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("tokens", [64, 1024])
 def test_reference_is_near_attention(tokens: int) -> None:
     q, k, v = made((1, 2, 128, 64), tokens)

@@ -61,6 +61,22 @@ def test_what_comes_after_a_product(gate: Gate, halves: bool) -> None:
     assert error(Matrix(weight, bias)(stored_rows(x), after=after).view(37, -1), wanted) < TIES
 
 
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize(("rows", "outputs"), [(1100, 200), (40, 400), (3, 16)])
+def test_threads_share_the_work_and_change_nothing(threads: int, rows: int, outputs: int) -> None:
+    """Rows of their own where there are many, else columns."""
+    x, (weight, bias) = given(rows, 128), layer(outputs, 128)
+    matrix, norm = Matrix(weight, bias), LayerNorm(None, None, 1e-5)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = matrix(stored_rows(x, norm))
+        torch.set_num_threads(threads)
+        assert torch.equal(matrix(stored_rows(x, norm)), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("rows", "groups"), [(60, 1), (60, 3), (60, 60)])
 def test_a_gain_that_rows_share(rows: int, groups: int) -> None:
     x, (weight, bias) = given(rows, 64), layer(80, 64)

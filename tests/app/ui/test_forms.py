@@ -8,10 +8,12 @@ import shutil
 import time
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pytest
 import torch
 import typer
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 from sfumato.app import registry
@@ -36,7 +38,6 @@ from sfumato.app.ui.panels import fault
 from sfumato.app.ui.picked import chosen_settings
 from sfumato.app.ui.spelling import as_command, as_json, as_python
 from sfumato.app.ui.stage import Stage
-from sfumato.pipelines.doors import hub
 from sfumato.pipelines.errors import SfumatoError
 from toy_task import SUM, SumRequest
 
@@ -401,8 +402,6 @@ def test_models_are_listed_and_inspected_by_name_alone(desk, tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -474,25 +473,18 @@ def test_where_others_come_in_only_open_folders_can_be_added(tiny, tmp_path, cac
 def test_a_model_of_the_hub_is_pinned_and_downloaded_only_where_that_is_allowed(
     tiny, tmp_path, cache, monkeypatch
 ):
-    commit = "a" * 40
-    fetched = []
-
-    def pull(id):
-        fetched.append(id)
-        snapshot = shutil.copytree(tiny, cache / "models--someone--tiny" / "snapshots" / commit)
-        (cache / "models--someone--tiny/refs").mkdir()
-        (cache / "models--someone--tiny/refs/main").write_text(commit)
-        return hub.Pulled("someone/tiny", commit, snapshot, 1, 1)
-
-    monkeypatch.setattr(hub, "pull", pull)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     closed, open_ = (Desk(Serving(downloads=on), tmp_path / "home", TASKS) for on in (False, True))
     with pytest.raises(SfumatoError, match="was not pulled"):
         models_page.take(closed, "someone/tiny", "", "")
-    assert models_page.to_download(open_, "someone/tiny") and not models_page.to_download(
-        closed, "someone/tiny"
-    )
-    assert models_page.take(open_, "someone/tiny", "", "").entry.place == f"someone/tiny@{commit}"
-    assert models_page.take(closed, "someone/tiny", "again", "").name == "again" and fetched == [
-        "someone/tiny"
-    ]
+    wanted, refused = (models_page.to_download(desk, "someone/tiny") for desk in (open_, closed))
+    assert wanted and not refused
+    with hub_server.serving(tiny) as (endpoint, asked):
+        urls = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", urls)
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        place = f"someone/tiny@{hub_server.COMMIT}"
+        assert models_page.take(open_, "someone/tiny", "", "").entry.place == place and asked
+        asked.clear()
+        assert models_page.take(closed, "someone/tiny", "again", "").name == "again" and not asked
     assert not models_page.to_download(open_, "someone/tiny") and not models_page.to_download(open_, "")

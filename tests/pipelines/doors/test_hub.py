@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import hub_server
 import pytest
 import tiny_models
+from hub_server import COMMIT
 from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from sfumato.pipelines.doors import hub
 from sfumato.pipelines.errors import BadInput, BadWeights
 from sfumato.pipelines.loading import open_model
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -147,67 +144,14 @@ def test_what_is_chosen() -> None:
     assert hub.choose(["a.safetensors", "a.ckpt"]) == ["a.safetensors"]
 
 
-class Server(BaseHTTPRequestHandler):
-    """The few answers of the Hub that a download asks for."""
-
-    folder: Path
-    asked: list[str]
-
-    def do_HEAD(self) -> None:
-        self.answer(False)
-
-    def do_GET(self) -> None:
-        self.answer(True)
-
-    def answer(self, whole: bool) -> None:
-        path = self.path.partition("?")[0]
-        self.asked.append(path)
-        files = {f.relative_to(self.folder).as_posix(): f for f in self.folder.rglob("*") if f.is_file()}
-        oids = {name: hashlib.sha1(f.read_bytes()).hexdigest() for name, f in files.items()}
-        headers = {"X-Repo-Commit": COMMIT}
-        if path.startswith(f"/api/models/someone/tiny/tree/{COMMIT}"):
-            listed = [
-                {"type": "file", "path": n, "size": f.stat().st_size, "oid": oids[n]}
-                for n, f in files.items()
-            ]
-            body = json.dumps(listed).encode()
-        elif path.startswith("/api/models/someone/tiny"):
-            siblings = [{"rfilename": n, "size": f.stat().st_size} for n, f in files.items()]
-            body = json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": siblings}).encode()
-        elif (name := path.removeprefix(f"/someone/tiny/resolve/{COMMIT}/")) in files:
-            body = files[name].read_bytes()
-            headers |= {"ETag": f'"{oids[name]}"', "Accept-Ranges": "bytes"}
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(200)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if whole:
-            self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        return
-
-
 @pytest.fixture
 def server(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
     folder = Path(shutil.copytree(tiny, tmp_path / "served"))
     (folder / "unet/evil.bin").write_bytes(b"\x80")
     (folder / "run.py").write_text("raise SystemExit")
-    Server.folder, Server.asked = folder, []
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{made.server_port}", Server.asked
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with hub_server.serving(folder) as (endpoint, asked):
+        yield endpoint, asked
 
 
 def test_pull(cache: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

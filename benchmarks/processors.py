@@ -66,6 +66,7 @@ def vae() -> nn.Module:
 @dataclass(frozen=True)
 class Case:
     title: str
+    short: str
     make: Callable[[], nn.Module]
     given: tuple[Tensor, ...]
     ours: dict[str, tuple[str, ...]]
@@ -85,6 +86,7 @@ def cases() -> dict[str, Case]:
     return {
         "unet": Case(
             "The UNet of SD 1.5 on a processor, in 8 bits",
+            "UNet of SD 1.5",
             unet,
             guided,
             whole,
@@ -93,6 +95,7 @@ def cases() -> dict[str, Case]:
         ),
         "unet-exact": Case(  # apart, since all of them together take 20 GB
             "The UNet of SD 1.5 on a processor, exact",
+            "UNet of SD 1.5",
             unet,
             guided,
             exact,
@@ -101,6 +104,7 @@ def cases() -> dict[str, Case]:
         ),
         "dit": Case(
             "DiT-XL/2 on a processor",
+            "DiT-XL/2",
             dit,
             (latents, torch.tensor([500, 500]), torch.tensor([1, 1000])),
             whole,
@@ -109,6 +113,7 @@ def cases() -> dict[str, Case]:
         ),
         "vae": Case(
             "The decoder of Stable Diffusion on a processor",
+            "SD decoder",
             vae,
             (latents[:1],),
             exact,
@@ -174,7 +179,9 @@ def measured(case: Case, repeats: int, kept: Path) -> list[harness.Row]:
     for (peer, ours), bar in case.bars.items():
         if peer in runs:
             ratio = harness.ratios(taken[peer], taken[ours])
-            rows.append(harness.row(f"{peer} / ours, {ours}", ratio, "x", bar=bar, headline=True))
+            rows.append(
+                harness.row(f"{case.short}: {peer} / ours, {ours}", ratio, "x", bar=bar, headline=True)
+            )
     return rows + [harness.row(f"relative error, {name}", [100 * errors[name]], "%") for name in [*runs][1:]]
 
 

@@ -90,7 +90,7 @@ def open_for(request: R, shelf: Shelf) -> Opened[R]:
 def resolve(request: R, model: Model) -> R:
     """Nothing left open but a schedule that is the model's own. The seed is drawn here if none was given.
 
-    The dial `reuse` becomes the technique that it stands for, by which the picture can be made again.
+    The dial `reuse` becomes the techniques that it stands for, by which the picture can be made again.
     """
     own, request = model.defaults, settled(request)
     size = (own.width, own.height)
@@ -99,7 +99,10 @@ def resolve(request: R, model: Model) -> R:
     steps = own.steps if request.steps is None else request.steps
     techniques = tuple(canonical(t, None, "techniques") for t in request.techniques)
     if request.reuse > 0:
-        techniques = (*techniques, reuse.chosen(request.reuse, request.model, steps))
+        techniques = (
+            *techniques,
+            *reuse.chosen(request.reuse, request.model, steps, open_scale(request, model)),
+        )
     chosen = {
         "reuse": 0.0,
         "width": size[0] if request.width is None else request.width,
@@ -112,6 +115,21 @@ def resolve(request: R, model: Model) -> R:
     found = settle_scale(request.model_copy(update=chosen), model)
     check_size(found.width or 0, found.height or 0, model.limits)
     return found
+
+
+def open_scale(request: SamplingRequest, model: Model) -> float | None:
+    """The guidance scale, as long as nothing says by which technique the network is guided; None if something does."""
+    if any(find(t, None, "techniques").kind == "guidance" for t in request.techniques):
+        return None
+    scale = guiding_scale(model, request.guidance)
+    return None if scale == 1 else scale
+
+
+def guiding_scale(model: Model, asked: float | None = None) -> float:
+    """At which a negative condition is evaluated; 1 where none is."""
+    if takes_embedded_guidance(model):
+        return 1.0
+    return model.defaults.guidance if asked is None else asked
 
 
 def canonical(technique: Technique, kind: str | None, field: str) -> Technique:

@@ -12,7 +12,7 @@ from ..kernels.triton_here import INSTALLED
 from ..pipelines.errors import BadInput, NoSite
 from ..pipelines.protocols import Model
 from . import reuse
-from .assembly import on_device, open_for
+from .assembly import on_device, open_for, open_scale
 from .builder import slot_of
 from .chosen import Technique
 from .converting import names_loras
@@ -54,7 +54,7 @@ def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
         kept = tuple(t for t in request.techniques if t not in added)
         model, request, weights, lightened = open_for(request.model_copy(update={"techniques": kept}), shelf)
     if given.optimize == "fast":
-        request, more = reused(request, model.defaults.steps)
+        request, more = reused(request, model)
         notes = (*notes, *more)
     return Opened(model, request, notes, weights, lightened)
 
@@ -100,12 +100,13 @@ def facts(request: SamplingRequest) -> Facts:
     )
 
 
-def reused(request: R, steps: int) -> tuple[R, tuple[str, ...]]:
-    """With what `fast` may lose by reuse, if it was measured for these steps; `steps` is the model's own number."""
+def reused(request: R, model: Model) -> tuple[R, tuple[str, ...]]:
+    """With what `fast` may lose by reuse, if it was measured for these steps."""
     if request.reuse or "block cache" in {slot_of(technique) for technique in request.techniques}:
         return request, ()
     try:
-        reuse.chosen(ALLOWED, request.model, request.steps or steps)
+        steps = request.steps or model.defaults.steps
+        reuse.chosen(ALLOWED, request.model, steps, open_scale(request, model))
     except BadInput as error:
         return request, (f"optimize: nothing is reused across steps: {error}",)
     return request.model_copy(update={"reuse": ALLOWED}), ()

@@ -1,31 +1,58 @@
-"""The dial `reuse`: from the loss that a request allows to the technique that was measured to keep within it."""
+"""The dial `reuse`: from the loss that a request allows to the techniques that were measured to keep within it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ..assets.recipes.reuse import Way
 from ..pipelines.errors import BadInput, NoSite
 from ..pipelines.loading import find_model
 from ..pipelines.protocols import Model
 from ..pipelines.reuse_curve import read_curve
-from .builder import build
-from .chosen import Technique, parse_technique
+from .builder import build, find
+from .chosen import Technique
 from .faults import refuse
 from .registry import locate
 
+AND = " + "
+"""Between the techniques of one way."""
 BLOCKS = (
     *(f"first-block:threshold={value}" for value in (0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.4)),
     *(f"block-cache:interval={value}" for value in (2, 3, 4)),
     *(f"taylorseer:interval={value},order={order}" for value in (2, 3, 4, 5) for order in (1, 2)),
 )
-SKIPS = tuple(
-    f"deepcache:branch={branch},interval={value},order={order}"
-    for branch in (0, 2)
-    for value in (2, 3, 4, 5)
-    for order in (0, 1, 2)
+SKIPS = (
+    *(
+        f"deepcache:interval={value},start={start},power=1.3"
+        for value in (2, 3, 4, 5)
+        for start in (0.15, 0.25, 0.4)
+    ),
+    *(f"deepcache:branch=2,interval={value}" for value in (2, 3)),
+    *(f"deepcache:interval={value},order=0,start=0.0" for value in (2, 3, 4)),
 )
+NEGATIVE = tuple(f"cfg-skip:interval={value},start={start}" for value in (2, 3) for start in (0.25, 0.4))
+"""Where a negative condition is evaluated."""
+BLOCKS_AND_NEGATIVE = tuple(
+    f"taylorseer:interval={value},order=1,warmup=5{AND}cfg-skip:interval={value},start=0.25"
+    for value in (2, 3, 4, 5)
+)
+SKIPS_AND_NEGATIVE = tuple(
+    AND.join(f"{name}:interval={value},start={start},power=1.3" for name in ("deepcache", "cfg-skip"))
+    for value in (2, 3, 4, 5, 6)
+    for start in (0.15, 0.2, 0.25, 0.4)
+)
+"""Both evaluate everything at the same steps, so that neither condition is older than the other."""
 
 
-def chosen(allowed: float, name: str, steps: int) -> Technique:
-    """The fastest technique that was measured to lose no more than is allowed, on the model of this name."""
+def parsed(way: str) -> tuple[Technique, ...]:
+    return tuple(Technique.model_validate(text) for text in way.split(AND))
+
+
+def chosen(allowed: float, name: str, steps: int, scale: float | None) -> tuple[Technique, ...]:
+    """The fastest way that was measured to lose no more than is allowed, on the model of this name.
+
+    `scale` is that of the guidance; None if which guidance it is has been decided, or there is none.
+    """
     place = find_model(locate(name).place)
     found = read_curve(place) if place.is_dir() else None
     if found is None:
@@ -41,22 +68,47 @@ def chosen(allowed: float, name: str, steps: int) -> Technique:
             str(allowed),
             f"was measured at {found.steps} steps, and fewer steps lose more; ask for --steps {found.steps} or more",
         )
+    if scale is None:
+        kept = tuple(p for p in found.points if not any(map(_guides, parsed(p.technique))))
+        found = replace(found, points=kept)
     point = found.pick(allowed)
     if point is None:
-        least = min(p.loss for p in found.points)
+        least = min((p.loss for p in found.points), default=1.0)
         raise refuse(
             "reuse", str(allowed), f"is less than the least that can be lost for a gain, {least:.3g}"
         )
-    return Technique.model_validate(parse_technique(point.technique))
+    return tuple(_scaled(technique, scale) for technique in parsed(point.technique))
 
 
-def candidates(model: Model) -> tuple[str, ...]:
-    """What can be tried on the model's network."""
-    for texts in (BLOCKS, SKIPS):
+def candidates(model: Model, scale: float) -> tuple[str, ...]:
+    """What can be tried on the model's network with guidance of this scale, 1 for none."""
+    guided = scale != 1
+    for texts, both in ((BLOCKS, BLOCKS_AND_NEGATIVE), (SKIPS, SKIPS_AND_NEGATIVE)):
         patch = build(Technique.model_validate(texts[0]))
         try:
             with patch(model.denoise.net):
-                return texts
+                return (*texts, *NEGATIVE, *both) if guided else texts
         except NoSite:
             continue
+    if guided:
+        return NEGATIVE
     raise BadInput("name", f"{type(model.denoise.net).__name__} has neither the site 'blocks' nor 'skip'")
+
+
+def way(text: str, scale: float) -> Way:
+    """As it runs, with guidance of this scale."""
+    techniques = [_scaled(technique, scale) for technique in parsed(text)]
+    return Way(
+        tuple(build(t) for t in techniques if not _guides(t)),
+        next((build(t) for t in techniques if _guides(t)), None),
+    )
+
+
+def _guides(technique: Technique) -> bool:
+    return find(technique, None, "techniques").kind == "guidance"
+
+
+def _scaled(technique: Technique, scale: float | None) -> Technique:
+    if scale is None or not _guides(technique):
+        return technique
+    return technique.model_copy(update={"settings": {**technique.settings, "scale": scale}})

@@ -26,19 +26,19 @@ def train_reuse(
 ) -> None:
     """Measure what each way of reusing steps costs and saves on a model, and write it into its folder for `--reuse`."""
     from ..assets.recipes.measure import prompts as captions
-    from ..assets.recipes.reuse import Way, compare, curve
+    from ..assets.recipes.reuse import compare, curve
     from ..pipelines.loading import find_model, open_model
-    from .builder import build
-    from .chosen import Technique
+    from .assembly import guiding_scale
     from .registry import locate
-    from .reuse import candidates
+    from .reuse import candidates, way
 
     folder = find_model(locate(name).place)
     if not folder.is_dir():
         raise refuse("name", name, "is a file; a curve is written beside a model_index.json")
     model = open_model(folder)
     steps = model.defaults.steps if steps is None else steps
-    ways = {text: Way((build(Technique.model_validate(text)),)) for text in candidates(model)}
+    scale = guiding_scale(model)
+    ways = {text: way(text, scale) for text in candidates(model, scale)}
     console.say(f"{len(ways)} ways on {prompts} prompts at {steps} steps")
     found = curve(compare(model, ways, captions(prompts), steps=steps), steps)
     path = found.write(folder)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import harness
@@ -144,30 +145,31 @@ def run_of(case: Case, techniques: tuple[str, ...], stack: ExitStack) -> Run:
     return run
 
 
-def openvino_of(case: Case, name: str, kept: Path) -> Run:
+def openvino_of(case: Case, name: str, kept: Path, hint: Mapping[str, str]) -> Callable[..., Tensor]:
     """As its users make it: converted, in 8 bits quantised after training with one sample, compiled here."""
     import nncf
     import openvino
 
     file = kept / f"{case.make.__name__}-{name.split()[1]}.xml"
-    given = tuple(t.numpy() for t in case.given)
     if not file.exists():
+        given = tuple(t.numpy() for t in case.given)
         model = openvino.convert_model(network(case), example_input=case.given)
         if name.endswith("8 bits"):
             kind = nncf.ModelType.TRANSFORMER if case.make is dit else None
             model = nncf.quantize(model, nncf.Dataset([given]), subset_size=1, model_type=kind)
         openvino.save_model(model, file, compress_to_fp16=False)
-    # unless told otherwise it takes bfloat16 where the processor has it
-    hint = {"INFERENCE_PRECISION_HINT": "f32"} if name.endswith("float32") else {}
-    compiled = openvino.Core().compile_model(file, "CPU", hint)
-    return lambda: torch.from_numpy(compiled(given)[0])
+    compiled = openvino.Core().compile_model(file, "CPU", dict(hint))
+    return lambda *given: torch.from_numpy(compiled(tuple(t.numpy() for t in given))[0])
 
 
 def measured(case: Case, repeats: int, kept: Path) -> list[harness.Row]:
     stack, there = ExitStack(), all(importlib.util.find_spec(name) for name in ("openvino", "nncf"))
     runs: dict[str, Run] = {"plain": run_of(case, (), stack)}
     runs |= {name: run_of(case, techniques, stack) for name, techniques in case.ours.items()}
-    runs |= {name: openvino_of(case, name, kept) for name in case.peers if there}
+    for name in case.peers if there else ():
+        # unless told otherwise it takes bfloat16 where the processor has it
+        hint = {"INFERENCE_PRECISION_HINT": "f32"} if name.endswith("float32") else {}
+        runs[name] = partial(openvino_of(case, name, kept, hint), *case.given)
     wanted = runs["plain"]()
     errors = {name: float((run() - wanted).norm() / wanted.norm()) for name, run in runs.items()}
     taken = harness.interleave(runs, repeats=repeats)

@@ -11,31 +11,23 @@ import math
 from pathlib import Path
 
 from harness import Options, Row, finish, machine, row
-from sfumato.app.builder import build
-from sfumato.app.chosen import Technique
-from sfumato.app.reuse import candidates
+from sfumato.app.assembly import guiding_scale
+from sfumato.app.reuse import candidates, way
 from sfumato.assets.recipes.measure import bars, prompts
 from sfumato.assets.recipes.reuse import FULL, Way, compare
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.protocols import Model
 from sfumato.pipelines.text_to_image import TextToImage
 
-GUIDANCE = ("cfg-skip:interval=2", "cfg-skip:interval=3,start=0.4")
 SAME = 100.0
 """Decibels that stand for a picture without a difference."""
 
 
 def ways(model: Model, table: Path | None = None) -> dict[str, Way]:
     """By their names on the command line."""
-    found = {text: Way((build(Technique.model_validate(text)),)) for text in candidates(model)}
-    if table is not None:
-        text = f"block-cache:table={table}"
-        found[text] = Way((build(Technique.model_validate(text)),))
-    if model.defaults.guidance != 1:
-        for text in GUIDANCE:
-            technique = build(Technique.model_validate(f"{text},scale={model.defaults.guidance}"))
-            found[text] = Way(guidance=technique)
-    return found
+    scale = guiding_scale(model)
+    texts = [*candidates(model, scale), *([] if table is None else [f"block-cache:table={table}"])]
+    return {text: way(text, scale) for text in texts}
 
 
 def measure(model: Model, given: Options, chosen: dict[str, Way], judged: int) -> list[Row]:

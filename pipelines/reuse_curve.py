@@ -23,7 +23,7 @@ MOST = 1000
 @dataclass(frozen=True)
 class Point:
     technique: str
-    """With its settings, as `deepcache:interval=3`."""
+    """With its settings, as `deepcache:interval=3`; several have ` + ` between them."""
     loss: float
     """0 and up; 0 is the full run's picture."""
     time: float

@@ -3,12 +3,13 @@
 Paper: arXiv:2410.19355 (FasterCache), section 3.3 (CFG-Cache)
 Shapes: x any shape
 Units and ranges: scale 0..100, 1 = off; interval 1 and up, in steps of the loop; start 0..1, share of the steps after
-    which it acts
+    which it acts; power 1..4
 Cost: 1 extra condition (the negative) at every interval-th step and before `start`, none at the others; 1 tensor like x
 Neutral: interval = 1 is plain cfg, scale = 1 is no guidance
 Errors: ValueError for a setting outside its range, or scale other than 1 without a negative condition
 Differs: the difference is that of the velocity and is kept whole; the paper weighs its low and high frequencies by the
-    step. Nothing is kept outside the loop. A resumed run begins with an evaluation of both
+    step. deepcache with the same interval, start and power is full at the same steps. Nothing is kept outside the
+    loop. A resumed run begins with an evaluation of both
 Tasks: image, video, 3d
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ..moment import Memory
 from ..protocols import Conds, Denoiser, Path, Pred, Predict
+from ..spacing import Spacing
 from ._common import extrapolate, negative
 
 
@@ -42,34 +44,35 @@ class CfgSkip:
     """Steps from one evaluation of the negative condition to the next, 1 and up; 1 is plain cfg."""
     start: float = 0.25
     """Share of the steps in which both are evaluated at first, 0..1."""
+    power: float = 1.0
+    """How much the evaluations of both crowd at the start, 1 (evenly) to 4."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 100:
             raise ValueError(f"scale must be in 0..100, got {self.scale}")
-        if self.interval < 1:
-            raise ValueError(f"interval must be 1 or more, got {self.interval}")
-        if not 0 <= self.start <= 1:
-            raise ValueError(f"start must be in 0..1, got {self.start}")
+        self._spacing()
 
     def __call__(self, denoise: Denoiser, conds: Conds) -> Predict:
         if self.scale == 1:
             return lambda x, t: denoise(x, t, conds.pos)[0]
-        neg, memory = negative(conds, "cfg-skip"), Memory(_Kept)
+        neg, memory, spacing = negative(conds, "cfg-skip"), Memory(_Kept), self._spacing()
 
         def predict(x: Tensor, t: float) -> Pred:
             memory.turn(("difference",))
             step, kept = memory.step, memory.branches[0] if memory.branches else _Kept()
-            if step is not None and kept.change and kept.change[0].shape == x.shape:
-                acts = step.index >= self.start * step.steps
-                if acts and step.index - kept.step < self.interval:
-                    (strong,) = denoise(x, t, conds.pos)
-                    return _moved(strong, (self.scale - 1) * kept.change[0], denoise.path, t)
+            fits = kept.change and kept.change[0].shape == x.shape
+            if step is not None and fits and not spacing.due(step.steps, step.index, kept.step):
+                (strong,) = denoise(x, t, conds.pos)
+                return _moved(strong, (self.scale - 1) * kept.change[0], denoise.path, t)
             strong, weak = denoise(x, t, conds.pos, neg)
             if step is not None and self.interval > 1:
                 kept.step, kept.change = step.index, [_velocity(strong, weak, denoise.path, t)]
             return extrapolate(weak, strong, self.scale)
 
         return predict
+
+    def _spacing(self) -> Spacing:
+        return Spacing(self.interval, self.start, self.power)
 
 
 def _velocity(strong: Pred, weak: Pred, path: Path, t: float) -> Tensor:

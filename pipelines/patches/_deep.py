@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..moment import Memory, Step, keys
+from ..moment import Memory, keys
 from ..sites import Answer
+from ..spacing import Spacing
 from ._reuse import chosen, flags
 from ._skips import blank, shapes
 from ._weights import taylor
@@ -33,12 +34,10 @@ class Branch:
 class Call:
     """The network call at hand."""
 
-    def __init__(
-        self, memory: Memory[Branch], source: int, due: Callable[[Step, int], bool], order: int
-    ) -> None:
+    def __init__(self, memory: Memory[Branch], source: int, spacing: Spacing, order: int) -> None:
         self.memory = memory
         self.source = source
-        self.due = due
+        self.spacing = spacing
         self.order = order
         self.reuse: list[bool] = []  # of each branch; empty outside the loop
         self.sample = torch.empty(0)
@@ -51,7 +50,8 @@ class Call:
             return {}
         size = (len(self.sample) // len(self.memory.branches), *self.sample.shape[1:])
         for branch in self.memory.branches:
-            self.reuse.append(branch.size == size and not self.due(step, branch.step))
+            due = self.spacing.due(step.steps, step.index, branch.step)
+            self.reuse.append(branch.size == size and not due)
             if not self.reuse[-1]:
                 if branch.size != size or branch.step > step.index:
                     branch.features.clear()

@@ -62,13 +62,15 @@ def test_what_the_dial_refuses(sfumato: Any, folder: Path) -> None:
 
 
 def test_measuring(sfumato: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reuse, "SKIPS", ("deepcache:branch=0,interval=2",))
+    monkeypatch.setattr(reuse, "SKIPS", ("deepcache:interval=2",))
+    for both in ("NEGATIVE", "SKIPS_AND_NEGATIVE"):
+        monkeypatch.setattr(reuse, both, ())
     own = json.dumps({"width": 64, "height": 64})
     (folder / "sfumato.json").write_text(own)
     said = sfumato("train", "reuse", folder, "--steps", 3, "--prompts", 1, "--json")
     assert said.code == 0, said.err
     (point,) = said.data["points"]
-    assert point["technique"] == "deepcache:branch=0,interval=2" and point["loss"] > 0 and point["time"] > 0
+    assert point["technique"] == "deepcache:interval=2" and point["loss"] > 0 and point["time"] > 0
     assert (folder / CURVE).is_file()
 
 
@@ -87,10 +89,27 @@ def test_learning_a_table(sfumato: Any, tmp_path: Path) -> None:
 
 def test_every_candidate_can_be_built(tmp_path: Path) -> None:
     from sfumato.app.builder import build
-    from sfumato.app.chosen import Technique
 
-    for text in (*reuse.BLOCKS, *reuse.SKIPS):
-        assert str(Technique.model_validate(text)) == ":".join(
-            (text.split(":")[0], ",".join(sorted(text.split(":")[1].split(","))))
-        )
-        build(Technique.model_validate(text), kind="patch")
+    both = (*reuse.BLOCKS_AND_NEGATIVE, *reuse.SKIPS_AND_NEGATIVE)
+    for text in (*reuse.BLOCKS, *reuse.SKIPS, *reuse.NEGATIVE, *both):
+        for technique in reuse.parsed(text):
+            build(technique)
+        found = reuse.way(text, 4.0)
+        assert len(found.patches) == int("cfg-skip" not in text or text in both)
+        assert (found.guidance is not None) == ("cfg-skip" in text)
+
+
+def test_guidance_that_is_left_open_is_skipped_too(sfumato: Any, folder: Path) -> None:
+    """The scale is the request's; whoever chose a guidance, or none, keeps it."""
+    both = Point("deepcache:interval=2 + cfg-skip:interval=2", 0.01, 0.5)
+    ReuseCurve(4, (both, Point("deepcache:interval=4", 0.01, 0.7))).write(folder)
+    for given, wanted in (
+        (("--guidance", 3), [("deepcache", {"interval": 2}), ("cfg-skip", {"interval": 2, "scale": 3.0})]),
+        (("--guidance", 1), [("deepcache", {"interval": 4})]),
+        (("-t", "cfg:scale=3"), [("cfg", {"scale": 3}), ("deepcache", {"interval": 4})]),
+    ):
+        for dial in (("--reuse", 0.05), ("--optimize", "fast")):
+            said = sfumato("generate", *ASK, "-m", folder, *dial, *given, "-o", "a.png", "--json")
+            assert said.code == 0, said.err
+            told = [(t["id"], t["settings"]) for t in said.data["request"]["techniques"]]
+            assert [one for one in told if one[0] in ("cfg", "deepcache", "cfg-skip")] == wanted

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import tiny_models
+from sfumato.app.reuse import NEGATIVE, SKIPS, SKIPS_AND_NEGATIVE
 from sfumato.assets.recipes.reuse import Way, compare, curve
+from sfumato.pipelines.guidance.cfg_skip import CfgSkip
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.patches.deepcache import DeepCache
 
@@ -43,8 +45,8 @@ def test_the_benchmark(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     spec.loader.exec_module(reuse)
     given = harness.Options("", repeats=1, steps=2, device="cpu", dry=True)
     chosen = reuse.ways(model)
-    assert set(reuse.GUIDANCE) < set(chosen) and any(name.startswith("deepcache") for name in chosen)
-    few = {name: chosen[name] for name in (reuse.GUIDANCE[0], "deepcache:branch=0,interval=2,order=0")}
+    few = {name: chosen[name] for name in (NEGATIVE[0], SKIPS[0], SKIPS_AND_NEGATIVE[0])}
+    assert few[NEGATIVE[0]].guidance == CfgSkip(3.0, 2, 0.25)
     rows = reuse.measure(model, given, few, judged=0)
-    assert [row.unit for row in rows] == ["x", "share", "dB"] * 2
+    assert [row.unit for row in rows] == ["x", "share", "dB"] * 3
     assert all(row.median >= 0 for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from sfumato.pipelines.families._denoiser import NetDenoiser
 from sfumato.pipelines.guidance.interval import Interval
 from sfumato.pipelines.patches._skips import inside
 from sfumato.pipelines.patches.controlnet import ControlNet
-from sfumato.pipelines.patches.deepcache import DeepCache, _uneven
+from sfumato.pipelines.patches.deepcache import DeepCache
 from sfumato.pipelines.patches.t2i_adapter import T2IAdapter
 from sfumato.pipelines.samplers.heun import heun
+from sfumato.pipelines.spacing import Spacing, full_steps
 from tiny_nets import Tiny
 from tiny_unets import NAMES, tiny_unet, unet_call
 from torch import Tensor, nn
@@ -74,15 +74,15 @@ class TwoPasses:
 def test_is_two_passes_by_hand(made: dict[str, Tiny], name: str) -> None:
     model = made[name]
     by_hand = NetDenoiser(model.denoise.net, model.denoise.path, torch.float32, "v_prediction", TwoPasses())
-    assert relative(run(model, DeepCache(3)), run(model, denoise=by_hand)) < 1e-5
+    assert relative(run(model, DeepCache(3, start=0, order=0)), run(model, denoise=by_hand)) < 1e-5
     along = NetDenoiser(
         model.denoise.net, model.denoise.path, torch.float32, "v_prediction", TwoPasses(line=True)
     )
     forecast = run(model, denoise=along)
     assert (
-        relative(run(model, DeepCache(3, order=1)), forecast)
+        relative(run(model, DeepCache(3, start=0, order=1)), forecast)
         < 1e-5
-        < relative(run(model, DeepCache(3)), forecast)
+        < relative(run(model, DeepCache(3, start=0, order=0)), forecast)
     )
 
 
@@ -117,7 +117,7 @@ def test_branches_never_mix(made: dict[str, Tiny], name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_branch_that_comes_later(made: dict[str, Tiny], name: str) -> None:
     """Guidance in an interval begins between two full steps: the negative's first call is whole, and only its rows."""
-    model, patch, guidance = made[name], DeepCache(5), Interval(3.0, low=0.0, high=1.5)
+    model, patch, guidance = made[name], DeepCache(5, start=0), Interval(3.0, low=0.0, high=1.5)
     together = run(model, patch, guidance=guidance)
     apart = run(model, patch, guidance=guidance, denoise=OneByOne(model.denoise))
     assert relative(together, apart) < 1e-4
@@ -132,7 +132,7 @@ def test_the_deep_part_runs_at_full_steps_only(made: dict[str, Tiny], name: str,
     for number, module in enumerate(deep.skipped):
         inner = next(m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d))
         handles.append(inner.register_forward_hook(lambda m, a, o, number=number: seen.update([number])))
-    run(model, DeepCache(3, branch=branch))
+    run(model, DeepCache(3, branch=branch, start=0))
     for handle in handles:
         handle.remove()
     assert seen == dict.fromkeys(range(len(deep.skipped)), 2)
@@ -148,26 +148,15 @@ def test_deeper_branches_leave_less_out(made: dict[str, Tiny]) -> None:
         run(made["sd"], DeepCache(branch=6))
 
 
-def test_uneven_steps() -> None:
-    """Crowded round the centre; power 1 is even; every number of steps has its first step and stays in range."""
-    assert _uneven(12, 3, 4, 1.0) == {0, 3, 6, 9}
-    crowded = sorted(_uneven(50, 5, 15, 2.0))
-    gaps = [b - a for a, b in pairwise(crowded)]
-    near = min(range(len(gaps)), key=lambda i: abs(crowded[i] - 15))
-    assert gaps[near] < gaps[0] and gaps[near] < gaps[-1]
-    for steps in (1, 2, 7, 20):
-        for center in (0, 3, 40):
-            found = _uneven(steps, 3, center, 1.4)
-            assert 0 in found and found <= set(range(steps))
-
-
-def test_uneven_steps_are_taken(made: dict[str, Tiny]) -> None:
+@pytest.mark.parametrize("patch", [DeepCache(2, center=2, power=1.4), DeepCache(3, start=0.5)])
+def test_full_steps_are_those_of_the_spacing(made: dict[str, Tiny], patch: DeepCache) -> None:
     model, seen = made["sd"], []
     mid = model.denoise.net.get_submodule("mid_block.resnets.0.conv1")
     handle = mid.register_forward_hook(lambda *_: seen.append(1))
-    run(model, DeepCache(2, center=2, power=1.4))
+    run(model, patch)
     handle.remove()
-    assert len(seen) == len(_uneven(STEPS, 2, 2, 1.4))
+    spacing = Spacing(patch.interval, patch.start, patch.power, patch.center)
+    assert len(seen) == len(full_steps(spacing, STEPS)) < STEPS
 
 
 @pytest.mark.parametrize("branch", [0, 2, 5])

@@ -12,9 +12,14 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..native.around import PLAIN, After, Norm, available
+from ..winograd import fits
 from .fused import MOST_INPUTS, POINTWISE, Matrix, stored_pictures, stored_rows
-from .int8 import PackedConv, PackedLinear, geometry_of, weight_of
+from .int8 import Geometry, PackedConv, PackedLinear, geometry_of, weight_of
 from .packed import packable
+from .winograd_int8 import Tiled
+
+LEAST_INPUTS = 9 * 32
+"""Of a 3 x 3 convolution that goes by tiles: the map costs what fewer save."""
 
 
 class Int8Linear(nn.Module):
@@ -46,17 +51,12 @@ class Int8Linear(nn.Module):
 class Int8Conv2d(nn.Module):
     """x [B,I,H,W] float32 -> [B,O,h,w] float32, channels last."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d, tiled: int) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.geometry = geometry_of(layer)
-        weight, bias = weight_of(layer.weight), None if layer.bias is None else layer.bias.detach()
-        fits = available() is None and self.geometry.groups == 1
-        fits = fits and weight.stored[0].numel() <= MOST_INPUTS
-        self.product: Matrix | PackedConv = (
-            Matrix(weight, bias) if fits else PackedConv(weight, bias, self.geometry)
-        )
-        self.pointwise = fits and weight.stored.shape[2:] == (1, 1) and self.geometry == POINTWISE
+        self.product = _convolution(layer, self.geometry, tiled)
+        self.pointwise = layer.kernel_size == (1, 1) and self.geometry == POINTWISE
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.product, PackedConv):
@@ -64,7 +64,9 @@ class Int8Conv2d(nn.Module):
         return self.after(x)
 
     def after(self, x: Tensor, after: After = PLAIN, norm: Norm | None = None, times: int = 1) -> Tensor:
-        """With a norm and a repetition of the pixels before, and something after; only with a `Matrix`."""
+        """With a norm and a repetition of the pixels before, and something after; not with a `PackedConv`."""
+        if isinstance(self.product, Tiled):
+            return self.product(x, after, norm, times)
         product = cast("Matrix", self.product)
         if self.pointwise and norm is None and times == 1:
             pixels = x.permute(0, 2, 3, 1).contiguous()
@@ -80,15 +82,27 @@ class Int8Conv2d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, {self.geometry}"
 
 
-def int8(layer: nn.Module) -> nn.Module | None:
-    """The layer in 8 bits; None if there is no such form of it."""
+def _convolution(layer: nn.Conv2d, geometry: Geometry, tiled: int) -> Matrix | Tiled | PackedConv:
+    bias = None if layer.bias is None else layer.bias.detach()
+    inputs = layer.weight[0].numel()
+    if available() is not None or geometry.groups != 1 or inputs > MOST_INPUTS:
+        return PackedConv(weight_of(layer.weight), bias, geometry)
+    if fits(layer) and inputs >= LEAST_INPUTS and layer.weight.numel() <= tiled:
+        return Tiled(layer.weight, bias)
+    return Matrix(weight_of(layer.weight), bias)
+
+
+def int8(layer: nn.Module, *, tiled: int = 0) -> nn.Module | None:
+    """The layer in 8 bits; None if there is no such form of it. `tiled`: see `pipelines/converts/int8.py`."""
     found = packable(layer)
     if found is None:
         return None
-    return Int8Linear(found) if isinstance(found, nn.Linear) else Int8Conv2d(found)
+    return Int8Linear(found) if isinstance(found, nn.Linear) else Int8Conv2d(found, tiled)
 
 
 def untold(layer: nn.Module) -> int:
     """Bytes of weights that are in no tensor of a layer: those in oneDNN's order."""
-    packed = isinstance(layer, Int8Linear | Int8Conv2d) and not isinstance(layer.product, Matrix)
+    packed = isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(
+        layer.product, PackedLinear | PackedConv
+    )
     return layer.product.nbytes if packed else 0

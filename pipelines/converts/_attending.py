@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...kernels.native.around import After, Gate
 from ...kernels.quant.fused import LayerNorm, Matrix, Stored, stored_rows
 from ...kernels.quant.layers import Int8Conv2d, Int8Linear
+from ...kernels.quant.winograd_int8 import Tiled
 
 AT_ONCE = 1 << 22
 """Bytes of a feed-forward's inner features that are held at a time: they stay in the processor's cache."""
@@ -198,4 +199,4 @@ def _norm(layer: nn.LayerNorm) -> LayerNorm:
 
 def fast(layer: object) -> bool:
     """Whether the layer computes in 8 bits in C++."""
-    return isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(layer.product, Matrix)
+    return isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(layer.product, Matrix | Tiled)

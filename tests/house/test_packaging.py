@@ -24,7 +24,15 @@ OF_AN_EXTRA = {"app/server": "serve", "kernels/triton": "gpu", "app/ui": "ui"}
 """Folders that belong to an extra as a whole: nothing outside needs them before it is asked for."""
 KERNELS = tuple(
     f"kernels/native/{name}"
-    for name in ("attention.cpp", "norms.h", "products.cpp", "roundings.cpp", "vectors.h", "winograd.cpp")
+    for name in (
+        "attention.cpp",
+        "norms.h",
+        "products.cpp",
+        "roundings.cpp",
+        "vectors.h",
+        "winograd.cpp",
+        "winograd_int8.cpp",
+    )
 )
 DATA = (
     "app/ui/pages.css",

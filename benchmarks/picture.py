@@ -31,7 +31,7 @@ from sfumato.pipelines.patches.int8_attention import Int8Attention
 from sfumato.pipelines.text_to_image import Images, TextToImage
 from torch import Tensor, nn
 
-REUSE = AND.join(f"{name}:interval=5,start=0.2,power=1.3" for name in ("deepcache", "cfg-skip"))
+REUSE = AND.join(f"{name}:interval=4,start=0.25,power=1.3" for name in ("deepcache", "cfg-skip"))
 PEER = "OpenVINO 8 bits"
 SAME = 100.0
 """Decibels that stand for a picture without a difference."""

@@ -1,4 +1,4 @@
-"""Winograd's convolution in 8 bits in C++ against plain torch with the same roundings, and against what it stands for."""
+"""Winograd's convolution in 8 bits in C++: against plain torch with the same roundings, and what they cost."""
 
 from __future__ import annotations
 

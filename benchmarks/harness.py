@@ -123,7 +123,8 @@ def write(
 
 def command() -> str:
     """The command line, without the names of this machine's folders."""
-    given = ["FOLDER" if before == "--folder" else word for before, word in pairwise(["", *sys.argv[1:]])]
+    places = {"--folder": "FOLDER", "--table": "TABLE"}
+    given = [places.get(before, word) for before, word in pairwise(["", *sys.argv[1:]])]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 
 

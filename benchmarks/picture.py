@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -19,10 +18,10 @@ from typing import Any
 
 import harness
 import processors
+import quality
 from harness import Row
 from memory import sd_shaped
 from sfumato.app.reuse import AND, way
-from sfumato.assets.recipes.measure import bars, prompts
 from sfumato.assets.recipes.reuse import Way
 from sfumato.pipelines.converts.int8 import Int8
 from sfumato.pipelines.converts.winograd import Winograd
@@ -33,8 +32,6 @@ from torch import Tensor, nn
 
 REUSE = AND.join(f"{name}:interval=4,start=0.25,power=1.3" for name in ("deepcache", "cfg-skip"))
 PEER = "OpenVINO 8 bits"
-SAME = 100.0
-"""Decibels that stand for a picture without a difference."""
 
 
 class Elsewhere(nn.Module):
@@ -123,30 +120,13 @@ def times(repeats: int, steps: int, kept: Path) -> list[Row]:
 
 def losses(count: int, steps: int) -> list[Row]:
     """Against full precision without reuse, on the built-in UNet."""
-    model: Any = open_model("still-life-unet")
-    pipes = {"plain": TextToImage(model)}
     packed = in_8_bits(open_model("still-life-unet"))
-    pipes |= {"8 bits": ours(packed, None), "8 bits and reuse": ours(packed, REUSE)}
-    psnr: dict[str, list[float]] = {name: [] for name in [*pipes][1:]}
-    for i, text in enumerate(prompts(count)):
-        wanted = pipes["plain"](text, steps=steps, seed=i).pixels
-        for name in psnr:
-            off = float((pipes[name](text, steps=steps, seed=i).pixels - wanted).square().mean())
-            psnr[name].append(-10 * math.log10(off) if off else SAME)
-    rows = []
-    for name, values in psnr.items():
-        bar = ">= 30" if name.endswith("reuse") else ""
-        low = sorted(values)[len(values) // 10]
-        rows.append(harness.row(f"built-in UNet, {name}: PSNR", values, "dB", bar=bar))
-        rows.append(harness.row(f"built-in UNet, {name}: PSNR of the worst tenth", [low], "dB"))
-    for name, pipe in pipes.items():
-        right = all_right(pipe, steps, count)
-        rows.append(harness.row(f"built-in UNet, {name}: all right", [right], "share"))
+    full = quality.pictures(TextToImage(open_model("still-life-unet")), count, steps)
+    rows = [harness.row("built-in UNet, plain: all right", [quality.all_right(full)], "share")]
+    for name, reuse, bar in (("8 bits", None, ""), ("8 bits and reuse", REUSE, ">= 30")):
+        made = quality.pictures(ours(packed, reuse), count, steps)
+        rows += quality.rows(f"built-in UNet, {name}", made, full, judged=True, bar=bar)
     return rows
-
-
-def all_right(pipe: TextToImage, steps: int, count: int) -> float:
-    return bars(lambda texts, seeds: pipe(texts, steps=steps, seed=seeds[0]).pixels, count=count)["all"]
 
 
 def main() -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-from harness import Options, Row, finish, machine, ratios, row, timed
-from sfumato.assets.recipes.measure import bars, prompts
+import quality
+from harness import Options, Row, finish, interleave, machine, ratios, row
+from sfumato.assets.recipes.measure import prompts
 from sfumato.kernels.quant.formats import NAMED
 from sfumato.kernels.quant.stored import held_bytes
 from sfumato.pipelines.calibration import sensitivity, watch
@@ -35,8 +37,6 @@ from torch import nn
 
 CALIBRATION = 8
 """Prompts, none of which are measured."""
-SAME = 100.0
-"""Decibels that stand for a picture without a difference."""
 Convert = Callable[[nn.Module], nn.Module]
 
 
@@ -64,66 +64,43 @@ def methods(model: Model, steps: int, chosen: Sequence[str]) -> dict[str, Conver
     return {name: convert for name, convert in found.items() if not chosen or name in chosen}
 
 
-def measure(model: Any, given: Options, chosen: Sequence[str], judged: int) -> list[Row]:
-    """Four rows for each method, and what the judge reads with and without it."""
-    plain, texts = model.denoise.net, prompts(given.repeats)
-    rows, size, full = [], held_bytes(plain), Full(model, given.steps, texts)
-    if judged:
-        rows.append(row("full precision: all right", [all_right(model, given.steps, judged)], "share"))
+def measure(model: Any, given: Options, chosen: Sequence[str], timed: int, *, judged: bool) -> list[Row]:
+    """Rows for each method, and what the judge reads with and without it."""
+    plain, count = model.denoise.net, given.repeats
+    size, make = held_bytes(plain), TextToImage(model)
+    full = quality.pictures(make, count, given.steps)
+    rows = [row("full precision: all right", [quality.all_right(full)], "share")] if judged else []
     for name, convert in methods(model, given.steps, chosen).items():
-        model.denoise.net = convert(copy.deepcopy(plain)).to(device=given.device)
+        packed = convert(copy.deepcopy(plain)).to(device=given.device)
+
+        def run(net: nn.Module) -> None:
+            model.denoise.net = net
+            make("a red cube", steps=given.steps, seed=1)
+
         try:
-            psnr, times = full.compare(plain)
             if name != "int8":  # whose weights lie within oneDNN's own tensors
-                rows.append(
-                    row(f"{name}: bytes / full precision's", [held_bytes(model.denoise.net) / size], "x")
-                )
+                rows.append(row(f"{name}: bytes / full precision's", [held_bytes(packed) / size], "x"))
+            taken = interleave({"ours": partial(run, packed), "plain": partial(run, plain)}, repeats=timed)
+            times = ratios(taken["ours"], taken["plain"])
             rows.append(row(f"{name}: sampling time / full precision's", times, "x"))
-            rows.append(row(f"{name}: PSNR", psnr, "dB"))
-            if judged:
-                rows.append(row(f"{name}: all right", [all_right(model, given.steps, judged)], "share"))
+            model.denoise.net = packed
+            made = quality.pictures(make, count, given.steps)
+            rows += quality.rows(name, made, full, judged=judged)
         finally:
             model.denoise.net = plain
     return rows
 
 
-class Full:
-    """The plain network's pictures, and times taken in turn with another's."""
-
-    def __init__(self, model: Any, steps: int, texts: Sequence[str]) -> None:
-        self.model, self.steps, self.texts = model, steps, texts
-        self.pictures = [self.make(i) for i in range(len(texts))]
-
-    def make(self, i: int) -> torch.Tensor:
-        return TextToImage(self.model)(self.texts[i], steps=self.steps, seed=i).pixels
-
-    def compare(self, plain: nn.Module) -> tuple[list[float], list[float]]:
-        """PSNR of every picture, and ratios of time: the same prompt one after the other, by turns first."""
-        packed, psnr, seconds = self.model.denoise.net, [], {"ours": [], "plain": []}
-        for i, wanted in enumerate(self.pictures):
-            for name in ("ours", "plain") if i % 2 else ("plain", "ours"):
-                self.model.denoise.net = plain if name == "plain" else packed
-                made: list[torch.Tensor] = []
-                seconds[name].append(timed(lambda i=i, made=made: made.append(self.make(i))))
-                if name == "ours":
-                    off = float((made[0] - wanted).square().mean())
-                    psnr.append(SAME if off == 0 else -10 * torch.tensor(off).log10().item())
-        self.model.denoise.net = packed
-        return psnr, ratios(seconds["ours"], seconds["plain"])
-
-
-def all_right(model: Model, steps: int, count: int) -> float:
-    make = TextToImage(model)
-    return bars(lambda texts, seeds: make(texts, steps=steps, seed=seeds[0]).pixels, count=count)["all"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="still-life", help="built-in model or folder (default still-life)")
-    parser.add_argument("--repeats", type=int, default=100, help="prompts (default 100)")
+    parser.add_argument("--repeats", type=int, default=100, help="captions (default 100)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--judged", type=int, default=100, help="captions that the judge reads; 0 is none")
+    parser.add_argument("--timed", type=int, default=5, help="rounds that are timed (default 5)")
+    parser.add_argument(
+        "--unjudged", action="store_true", help="not a built-in model: the judge reads nothing"
+    )
     parser.add_argument(
         "--only", action="append", default=[], help="a method by its name in the table; repeat"
     )
@@ -131,8 +108,9 @@ def main() -> None:
     arguments = parser.parse_args()
     given = Options(arguments.model, arguments.repeats, arguments.steps, arguments.device, arguments.dry)
     about, model = machine(given.device), open_model(given.model, device=given.device)
-    rows = measure(model, given, arguments.only, arguments.judged)
-    finish("quantisation", "Packed weights", rows, about, given)
+    rows = measure(model, given, arguments.only, arguments.timed, judged=not arguments.unjudged)
+    name = Path(given.model).name
+    finish(f"quantisation-{name}", f"Packed weights, {name}", rows, about, given)
 
 
 if __name__ == "__main__":

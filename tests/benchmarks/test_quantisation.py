@@ -26,7 +26,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec.loader.exec_module(bench)
     given = harness.Options("", repeats=1, steps=2, device="cpu", dry=True)
     plain, names = model.denoise.net, ("weight-only nf4", "svdquant W4A8")
-    rows = bench.measure(model, given, names, judged=0)
-    assert [r.what.partition(":")[0] for r in rows] == [name for name in names for _ in range(3)]
-    assert [r.unit for r in rows] == ["x", "x", "dB"] * 2 and model.denoise.net is plain
+    rows = bench.measure(model, given, names, timed=1, judged=False)
+    assert [r.what.partition(":")[0] for r in rows] == [name for name in names for _ in range(4)]
+    assert [r.unit for r in rows] == ["x", "x", "dB", "dB"] * 2 and model.denoise.net is plain
     assert all(r.median > 0 for r in rows)

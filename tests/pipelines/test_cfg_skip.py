@@ -41,6 +41,7 @@ def go(
         (CfgSkip(3.0, 3, 0.0), [BOTH, ONE, ONE, BOTH, ONE, ONE]),
         (CfgSkip(3.0, 2, 0.5), [BOTH, BOTH, BOTH, ONE, BOTH, ONE]),
         (CfgSkip(3.0, 100, 1.0), [BOTH] * 6),
+        (CfgSkip(3.0, 3, 0.4, power=2.0), [BOTH, BOTH, BOTH, BOTH, ONE, ONE]),
         (CfgSkip(3.0, 1, 0.0), [BOTH] * 6),
         (CfgSkip(1.0), [ONE] * 6),
     ],

@@ -14,6 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from sfumato.kernels.native.around import available as lacking
 from sfumato.kernels.quant.int8 import available
 from sfumato.kernels.quant.layers import Int8Conv2d, Int8Linear
+from sfumato.kernels.quant.winograd_int8 import Tiled
 from sfumato.kernels.winograd import WinogradConv2d
 from sfumato.pipelines.converts import _around, _attending
 from sfumato.pipelines.converts.int8 import Int8
@@ -74,7 +75,7 @@ def test_refused(convert: Any, tmp_path: Path) -> None:
     model = open_model(tiny_models.stable_diffusion(tmp_path / "sd"), dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"in float32 on a processor, this one is torch\.bfloat16 on cpu"):
         convert(model.denoise.net)
-    for wrong in (lambda: Int8(smallest=-1), lambda: Winograd(0)):
+    for wrong in (lambda: Int8(smallest=-1), lambda: Int8(tiled=-1), lambda: Winograd(0)):
         with pytest.raises(ValueError, match="or more, got"):
             wrong()
 
@@ -98,6 +99,19 @@ def test_blocks_go_the_shorter_way_and_compute_the_same(convert: Any, tmp_path: 
     longer = net(x, t, text, return_dict=False)[0]
     # rounding to 8 bits sees sums in another order, and a picture as a whole where it saw rows
     assert relative(ours, longer) < (0.04 if isinstance(convert, Int8) else 1e-5)
+
+
+@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+@pytest.mark.parametrize("most", [0, 10_000, 10**9])
+def test_convolutions_go_by_tiles_up_to_their_bound(most: int, tmp_path: Path) -> None:
+    net = open_model(tiny_models.stable_diffusion(tmp_path / "sd")).denoise.net
+    Int8(smallest=64, tiled=most)(net)
+    layers = [m for m in net.modules() if isinstance(m, Int8Conv2d) and not m.pointwise]
+    tiled = {m: 9 * m.in_channels * m.out_channels for m in layers if isinstance(m.product, Tiled)}
+    left = [m for m in layers if m not in tiled and m.geometry.stride == (1, 1) and m.in_channels >= 32]
+    assert all(size <= most for size in tiled.values())
+    assert all(9 * m.in_channels * m.out_channels > most for m in left)
+    assert bool(tiled) == (most > 0) and bool(left) == (most < 10**9)
 
 
 def lengthened(net: torch.nn.Module) -> set[str]:

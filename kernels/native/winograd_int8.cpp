@@ -35,7 +35,8 @@ struct Convolution {
 
 struct Tiles {
     int64_t rows, columns, count, some, chunks;  // some: how many at a time
-    int64_t padded, quads, blocks;               // of inputs, of outputs
+    int64_t padded, quads;   // of inputs
+    int64_t blocks, groups;  // of outputs; groups of blocks, where tiles alone are too few for the threads
     explicit Tiles(const Convolution& p)
         : rows((p.height + 1) / 2), columns((p.width + 1) / 2), count(p.pictures * rows * columns),
           padded((p.inputs + 3) / 4 * 4), quads(padded / 4), blocks((p.outputs + WIDE - 1) / WIDE) {
@@ -44,6 +45,7 @@ struct Tiles {
         chunks = (chunks + p.threads - 1) / p.threads * p.threads;  // as many for each thread
         some = ((count + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS;
         chunks = (count + some - 1) / some;
+        groups = std::min(std::max<int64_t>(p.threads / chunks, 1), blocks);
     }
 };
 
@@ -142,15 +144,30 @@ void transform(const Convolution& p, const Tiles& tiles, const Known& known, int
     }
 }
 
-// out [8][48] = real numbers of rows [8][inputs] times V panels of weights, which lie `bytes` apart.
+// Weights of up to three panels, and eight tiles, of one of the 16 numbers.
+struct Panels {
+    const int8_t* weight;
+    int64_t bytes, quads;  // from one panel to the next; of inputs
+    const float* scale;
+    const int32_t* sum;
+    int64_t left;          // outputs
+};
+struct Eight {
+    const uint8_t* rows;
+    int64_t apart;
+    const float* scale;
+    const int32_t* zero;
+};
+
+// out [8][48] = eight tiles times V panels, as real numbers.
 template <int V>
-[[gnu::noinline]] void multiply(const uint8_t* rows, int64_t apart, const int8_t* weight, int64_t bytes, int64_t quads,
-                                const float* scale, const int32_t* zero, const float* weight_scale,
-                                const int32_t* weight_sum, int64_t left, float* out) {
+[[gnu::noinline]] void multiply(const Eight& tiles, const Panels& panels, float* out) {
     __m512i sum[ROWS][V];
     const uint8_t* x[ROWS];
     each<ROWS * V>([&](auto i) ALWAYS { sum[i / V][i % V] = _mm512_setzero_si512(); });
-    each<ROWS>([&](auto r) ALWAYS { x[r] = rows + r * apart; });
+    each<ROWS>([&](auto r) ALWAYS { x[r] = tiles.rows + r * tiles.apart; });
+    const int8_t* weight = panels.weight;
+    const int64_t bytes = panels.bytes, quads = panels.quads;
     for (int64_t q = 0; q < quads; ++q) {
         __m512i here[V];
         each<V>([&](auto v) ALWAYS { here[v] = _mm512_loadu_si512(weight + q * 64 + v * bytes); });
@@ -160,13 +177,14 @@ template <int V>
         });
     }
     each<V>([&](auto v) ALWAYS {
-        const __mmask16 there = lanes(left - v * PANEL);
-        const __m512i whole = _mm512_maskz_loadu_epi32(there, weight_sum + v * PANEL);
-        const __m512 by = _mm512_maskz_loadu_ps(there, weight_scale + v * PANEL);
+        const __mmask16 there = lanes(panels.left - v * PANEL);
+        const __m512i whole = _mm512_maskz_loadu_epi32(there, panels.sum + v * PANEL);
+        const __m512 by = _mm512_maskz_loadu_ps(there, panels.scale + v * PANEL);
         each<ROWS>([&](auto r) ALWAYS {
-            const __m512i less = _mm512_mullo_epi32(_mm512_set1_epi32(zero[r]), whole);
+            const __m512i less = _mm512_mullo_epi32(_mm512_set1_epi32(tiles.zero[r]), whole);
             const __m512 real = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[r][v], less));
-            _mm512_store_ps(out + r * WIDE + v * PANEL, _mm512_mul_ps(real, _mm512_mul_ps(by, _mm512_set1_ps(scale[r]))));
+            const __m512 scale = _mm512_mul_ps(by, _mm512_set1_ps(tiles.scale[r]));
+            _mm512_store_ps(out + r * WIDE + v * PANEL, _mm512_mul_ps(real, scale));
         });
     });
 }
@@ -174,21 +192,18 @@ template <int V>
 // The 16 products of `count` tiles, for the outputs from `o` on.
 void products(const Convolution& p, const Tiles& tiles, int64_t o, int64_t count, const Held& held) {
     const int64_t left = p.outputs - o, bytes = 16 * tiles.quads * 64;
-    const int panels = int(std::min<int64_t>(MOST, (left + PANEL - 1) / PANEL));
     for (int64_t k = 0; k < 16; ++k) {
         const int8_t* weight = p.weight + o / PANEL * bytes + k * tiles.quads * 64;
-        const float* weight_scale = p.weight_scale + k * p.outputs + o;
-        const int32_t* weight_sum = p.weight_sum + k * p.outputs + o;
-        for (int64_t t = 0; t < count; t += ROWS) {  // there is room for whole eights
-            const int64_t at = k * tiles.some + t;
-            const uint8_t* rows = held.rounded.get() + at * tiles.padded;
-            float* out = held.sums.get() + at * WIDE;
-            const float* scale = held.scale.get() + at;
-            const int32_t* zero = held.zero.get() + at;
-            switch (panels) {
-                case 3: multiply<3>(rows, tiles.padded, weight, bytes, tiles.quads, scale, zero, weight_scale, weight_sum, left, out); break;
-                case 2: multiply<2>(rows, tiles.padded, weight, bytes, tiles.quads, scale, zero, weight_scale, weight_sum, left, out); break;
-                default: multiply<1>(rows, tiles.padded, weight, bytes, tiles.quads, scale, zero, weight_scale, weight_sum, left, out);
+        const int64_t at = k * p.outputs + o;
+        const Panels panels{weight, bytes, tiles.quads, p.weight_scale + at, p.weight_sum + at, left};
+        for (int64_t t = k * tiles.some; t < k * tiles.some + count; t += ROWS) {  // there is room for whole eights
+            const uint8_t* rows = held.rounded.get() + t * tiles.padded;
+            const Eight eight{rows, tiles.padded, held.scale.get() + t, held.zero.get() + t};
+            float* out = held.sums.get() + t * WIDE;
+            switch (std::min<int64_t>(MOST, (left + PANEL - 1) / PANEL)) {
+                case 3: multiply<3>(eight, panels, out); break;
+                case 2: multiply<2>(eight, panels, out); break;
+                default: multiply<1>(eight, panels, out);
             }
         }
     }
@@ -250,13 +265,14 @@ extern "C" int sfumato_winograd_int8(const Convolution* given) {
         if (!held.whole()) failed = 1;
         if (p.norm.groups) known.learn(p.x, p.norm);
 #pragma omp for schedule(dynamic)
-        for (int64_t chunk = 0; chunk < tiles.chunks; ++chunk) {
-            const int64_t first = chunk * tiles.some, count = std::min(tiles.some, tiles.count - first);
+        for (int64_t task = 0; task < tiles.chunks * tiles.groups; ++task) {
+            const int64_t first = task / tiles.groups * tiles.some, count = std::min(tiles.some, tiles.count - first);
+            const int64_t group = task % tiles.groups;
             if (!held.whole()) continue;
             for (int64_t t = 0; t < count; ++t) transform(p, tiles, known, first + t, t, held);
-            for (int64_t o = 0; o < p.outputs; o += WIDE) {
-                products(p, tiles, o, count, held);
-                for (int64_t t = 0; t < count; ++t) restore(p, tiles, first + t, t, o, held);
+            for (int64_t n = tiles.blocks * group / tiles.groups; n < tiles.blocks * (group + 1) / tiles.groups; ++n) {
+                products(p, tiles, n * WIDE, count, held);
+                for (int64_t t = 0; t < count; ++t) restore(p, tiles, first + t, t, n * WIDE, held);
             }
         }
     }

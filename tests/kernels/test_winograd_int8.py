@@ -71,14 +71,14 @@ def test_what_stands_around_it(gate: str, times: int) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 32, 50, 37), (2, 1300, 6, 6)])
 def test_a_batch_is_its_singles_on_any_number_of_threads(shape: tuple[int, ...]) -> None:
-    plain, x = layer(shape[1], 48), torch.randn(shape)
+    plain, x = layer(shape[1], 200), torch.randn(shape)
     ours, channels = Tiled(plain.weight, plain.bias), shape[1]
     norm = Norm(4, torch.ones(channels), torch.zeros(channels), 1e-5)
     whole = ours(x, norm=norm)
     assert torch.equal(whole, torch.cat([ours(one, norm=norm) for one in x.split(1)]))
     threads = torch.get_num_threads()
     try:
-        for count in (2, 3, 7):
+        for count in (2, 3, 7, 16):
             torch.set_num_threads(count)
             assert torch.equal(whole, ours(x, norm=norm))
     finally:

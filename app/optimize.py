@@ -101,12 +101,16 @@ def facts(request: SamplingRequest) -> Facts:
 
 
 def reused(request: R, model: Model) -> tuple[R, tuple[str, ...]]:
-    """With what `fast` may lose by reuse, if it was measured for these steps."""
+    """With what `fast` may lose by reuse, if it was measured for these steps, on the model or on one like it."""
     if request.reuse or "block cache" in {slot_of(technique) for technique in request.techniques}:
         return request, ()
+    name, notes = request.model, tuple[str, ...]()
+    if reuse.measured(name) is None and (stand_in := reuse.like(model)) is not None:
+        told = f"what reuse costs on {name} was not measured (`sfumato train reuse {name}` does); taken is what loses"
+        name, notes = stand_in, (f"optimize: {told} no more than {ALLOWED:.0%} on {stand_in}",)
     try:
         steps = request.steps or model.defaults.steps
-        reuse.chosen(ALLOWED, request.model, steps, open_scale(request, model))
+        chosen = reuse.chosen(ALLOWED, name, steps, open_scale(request, model))
     except BadInput as error:
         return request, (f"optimize: nothing is reused across steps: {error}",)
-    return request.model_copy(update={"reuse": ALLOWED}), ()
+    return request.model_copy(update={"techniques": (*request.techniques, *chosen)}), notes

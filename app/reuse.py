@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pydantic import ValidationError
+
 from ..assets.recipes.reuse import Way
 from ..pipelines.errors import BadInput, NoSite
 from ..pipelines.loading import find_model
 from ..pipelines.protocols import Model
-from ..pipelines.reuse_curve import read_curve
+from ..pipelines.reuse_curve import ReuseCurve, read_curve
 from .builder import build, find
 from .chosen import Technique
 from .faults import refuse
@@ -44,8 +46,15 @@ SKIPS_AND_NEGATIVE = tuple(
 """Both evaluate everything at the same steps, so that neither condition is older than the other."""
 
 
+BUILTIN = {"blocks": "still-life", "skip": "still-life-unet"}
+"""By the site of their networks."""
+
+
 def parsed(way: str) -> tuple[Technique, ...]:
-    return tuple(Technique.model_validate(text) for text in way.split(AND))
+    try:
+        return tuple(Technique.model_validate(text) for text in way.split(AND))
+    except ValidationError as error:
+        raise refuse("way", way, f"can't be read: {error.errors()[0]['msg']}") from error
 
 
 def chosen(allowed: float, name: str, steps: int, scale: float | None) -> tuple[Technique, ...]:
@@ -53,8 +62,7 @@ def chosen(allowed: float, name: str, steps: int, scale: float | None) -> tuple[
 
     `scale` is that of the guidance; None if which guidance it is has been decided, or there is none.
     """
-    place = find_model(locate(name).place)
-    found = read_curve(place) if place.is_dir() else None
+    found = measured(name)
     if found is None:
         raise refuse(
             "reuse",
@@ -80,24 +88,49 @@ def chosen(allowed: float, name: str, steps: int, scale: float | None) -> tuple[
     return tuple(_scaled(technique, scale) for technique in parsed(point.technique))
 
 
+def measured(name: str) -> ReuseCurve | None:
+    """What reuse was found to cost and save on the model of this name; None if nobody has measured it."""
+    place = find_model(locate(name).place)
+    return read_curve(place) if place.is_dir() else None
+
+
+def like(model: Model) -> str | None:
+    """The built-in model whose network can reuse what this one's can, by which one may go until it is measured."""
+    site = _site(model)
+    return None if site is None else BUILTIN[site]
+
+
 def candidates(model: Model, scale: float) -> tuple[str, ...]:
     """What can be tried on the model's network with guidance of this scale, 1 for none."""
-    guided = scale != 1
-    for texts, both in ((BLOCKS, BLOCKS_AND_NEGATIVE), (SKIPS, SKIPS_AND_NEGATIVE)):
+    site, guided = _site(model), scale != 1
+    if site is None and not guided:
+        raise BadInput("name", f"{type(model.denoise.net).__name__} has neither the site 'blocks' nor 'skip'")
+    alone, both = {"blocks": (BLOCKS, BLOCKS_AND_NEGATIVE), "skip": (SKIPS, SKIPS_AND_NEGATIVE)}.get(
+        site or "", ((), ())
+    )
+    return (*alone, *NEGATIVE, *both) if guided else alone
+
+
+def _site(model: Model) -> str | None:
+    """Where the model's network lets something be reused."""
+    for site, texts in (("blocks", BLOCKS), ("skip", SKIPS)):
         patch = build(Technique.model_validate(texts[0]))
         try:
             with patch(model.denoise.net):
-                return (*texts, *NEGATIVE, *both) if guided else texts
+                return site
         except NoSite:
             continue
-    if guided:
-        return NEGATIVE
-    raise BadInput("name", f"{type(model.denoise.net).__name__} has neither the site 'blocks' nor 'skip'")
+    return None
 
 
 def way(text: str, scale: float) -> Way:
     """As it runs, with guidance of this scale."""
     techniques = [_scaled(technique, scale) for technique in parsed(text)]
+    for technique in techniques:
+        if find(technique, None, "way").kind not in ("patch", "guidance"):
+            raise refuse(
+                "way", str(technique), "is neither a patch nor a guidance; take one that reuses steps"
+            )
     return Way(
         tuple(build(t) for t in techniques if not _guides(t)),
         next((build(t) for t in techniques if _guides(t)), None),

@@ -23,6 +23,12 @@ def train_reuse(
     prompts: Annotated[
         int, typer.Option("--prompts", help="held-out captions of Still Life to measure on", min=1)
     ] = 12,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--way", help="measure this alone, as 'deepcache:interval=3'; repeat; ' + ' joins techniques"
+        ),
+    ] = None,
 ) -> None:
     """Measure what each way of reusing steps costs and saves on a model, and write it into its folder for `--reuse`."""
     from ..assets.recipes.measure import prompts as captions
@@ -38,7 +44,7 @@ def train_reuse(
     model = open_model(folder)
     steps = model.defaults.steps if steps is None else steps
     scale = guiding_scale(model)
-    ways = {text: way(text, scale) for text in candidates(model, scale)}
+    ways = {text: way(text, scale) for text in only or candidates(model, scale)}
     console.say(f"{len(ways)} ways on {prompts} prompts at {steps} steps")
     found = curve(compare(model, ways, captions(prompts), steps=steps), steps)
     path = found.write(folder)

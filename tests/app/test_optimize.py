@@ -61,6 +61,15 @@ def test_fast_takes_what_was_measured(sfumato: Any, tiny: Path, tmp_path: Path) 
     assert "nothing is reused" not in said.err
 
 
+def test_fast_goes_by_a_built_in_model_until_the_own_one_is_measured(sfumato: Any, tiny: Path) -> None:
+    ask = ("--size", "64x64", "--steps", "20", "--seed", "1", "-p", "a cube")
+    said = sfumato("generate", *ask, "-m", tiny, "--optimize", "fast", "-o", "a.png", "--json")
+    assert said.code == 0, said.err
+    used = [t["id"] for t in said.data["request"]["techniques"]]
+    assert "deepcache" in used and "no more than 5% on still-life-unet" in said.err
+    assert sfumato("replay", "a.png", "-o", "again.png").code == 0 and pixels("a.png") == pixels("again.png")
+
+
 @native
 def test_what_the_user_chose_stays(sfumato: Any, tiny: Path) -> None:
     said = sfumato(

@@ -74,6 +74,23 @@ def test_measuring(sfumato: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (folder / CURVE).is_file()
 
 
+def test_measuring_some_ways_alone(sfumato: Any, folder: Path) -> None:
+    (folder / "sfumato.json").write_text(json.dumps({"width": 64, "height": 64, "guidance": 3.0}))
+    asked = ("deepcache:interval=2", "deepcache:interval=3 + cfg-skip:interval=3")
+    given = [part for one in asked for part in ("--way", one)]
+    said = sfumato("train", "reuse", folder, "--steps", 3, "--prompts", 1, *given, "--json")
+    assert said.code == 0, said.err
+    assert [point["technique"] for point in said.data["points"]] == list(asked)
+    for wrong, words in (
+        ("deepcache:interval", "is not key=value"),
+        ("int8", "is neither a patch nor a guidance"),
+        ("nothing", "nothing"),
+        ("block-cache:interval=2", "blocks"),
+    ):
+        said = sfumato("train", "reuse", folder, "--steps", 3, "--prompts", 1, "--way", wrong)
+        assert said.code == 2 and words in said.err and "Traceback" not in said.err, said.err
+
+
 def test_learning_a_table(sfumato: Any, tmp_path: Path) -> None:
     folder = tiny_models.flux(tmp_path / "flux")
     (folder / "sfumato.json").write_text(json.dumps({"width": 64, "height": 64, "guidance": 2.0}))

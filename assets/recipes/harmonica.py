@@ -1,12 +1,13 @@
 """Learn when a model's blocks may repeat themselves: a table of which block is computed at which step.
 
-HarmoniCa (arXiv:2410.01723, section 3): a router [T,N] of T steps and N blocks, where beta = sigmoid(router) is the
-share of a block that is computed and 1 - beta that of what it added before. Trajectories are whole (each step goes on
-from the routed network's own last one), each step's router learns from that step, and its error is weighed by a proxy
-of the final picture's error. Here blocks are routed whole, where the paper routes attention and MLP apart; the final
-picture's error is that of its latents; the proxy lambda_t is the mean squared change of the final latents if the
-present router reuses at step t alone, divided by its mean over t; errors are relative, so that one price fits all
-networks. No training pictures are needed.
+HarmoniCa (arXiv:2410.01723, section 3): a router [T,N] of T steps and N blocks, where beta = sigmoid(router) tells
+whether a block is computed or adds what it added before. Trajectories are whole (each step goes on from the routed
+network's own last one), each step's router learns from that step, and its error is weighed by a proxy of the final
+picture's error. Here blocks are routed whole, where the paper routes attention and MLP apart. A block is computed with
+the probability beta, and gradients go straight through (arXiv:1308.3432): the paper mixes both parts by beta, and what
+was mixed at each of many steps looks fresher than what is reused for as long. The final picture's error is that of its
+latents; the proxy lambda_t is the mean squared change of the final latents if all blocks reuse at step t alone, divided
+by its mean over t; errors are relative, so that one price fits all networks. No training pictures are needed.
 
 A round costs 2 T network evaluations of a batch, half of them with gradients, and a refresh T^2 / 2 more.
 """
@@ -29,8 +30,8 @@ from ...pipelines.patches._table import ReuseTable
 from ...pipelines.paths import begin
 from ...pipelines.protocols import Conds, Model, Path, Pred, Predict
 
-OPEN = 2.0
-"""Where routers begin: 88 % computed."""
+OPEN = 0.85
+"""Where routers begin: 70 % computed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Harmonica:
         ts = model.default_schedule(own.width, own.height)(steps, model.denoise.path)
         device = next(net.parameters()).device
         rows = [torch.full((len(blocks),), OPEN, device=device, requires_grad=True) for _ in range(steps)]
-        routed = _Routed(rows)
+        routed = _Routed(rows, torch.Generator().manual_seed(seed))
         best = torch.optim.Adam(rows, lr=self.rate)
         weights = torch.ones(steps)
         with spans(cut([[block] for block in blocks]), routed.enters, routed.leaves):
@@ -122,10 +123,13 @@ class Harmonica:
 
 
 class _Routed:
-    """What each block adds, mixed with what it added at the step before."""
+    """What each block adds, or what it added before."""
 
-    def __init__(self, rows: list[Tensor]) -> None:
+    def __init__(self, rows: list[Tensor], chance: torch.Generator) -> None:
         self.rows = rows
+        self.chance = chance
+        self.forced = False
+        """Whether nothing is computed while the blocks are not open."""
         self.step = 0
         self.open = True
         """Whether the blocks are left as they are; what they add is remembered at the first step only."""
@@ -140,7 +144,7 @@ class _Routed:
         place = moment.keys(), span.index
         added = tuple(None if q is None or p is None else q - p for p, q in zip(before, after, strict=True))
         if not self.open:
-            beta, old = self.rows[self.step][span.index].sigmoid(), self.added[place]
+            beta, old = self._gate(self.rows[self.step][span.index]), self.added[place]
             added = tuple(
                 None if a is None or b is None else beta * a + (1 - beta) * b
                 for a, b in zip(added, old, strict=True)
@@ -152,10 +156,17 @@ class _Routed:
             self.added[place] = tuple(None if a is None else a.detach() for a in added)
         return after
 
+    def _gate(self, router: Tensor) -> Tensor:
+        """1 where the block is computed, else 0; with the gradient of beta."""
+        beta = router.sigmoid()
+        drawn = 0.0 if self.forced else float(beta.detach() > torch.rand((), generator=self.chance))
+        return beta + (drawn - beta).detach()
+
 
 @torch.no_grad()
 def _proxies(routed: _Routed, predict: Predict, x: Tensor, ts: Sequence[float], path: Path) -> Tensor:
-    """lambda_t: how much the final latents change if step t alone reuses; their mean is 1."""
+    """lambda_t: how much the final latents change if step t alone reuses, all blocks; their mean is 1."""
+    routed.forced = True
 
     def on(x: Tensor, first: int, reused: int | None) -> list[Tensor]:
         xs = [x]
@@ -170,6 +181,7 @@ def _proxies(routed: _Routed, predict: Predict, x: Tensor, ts: Sequence[float], 
         routed.step, routed.open = 0, True
         predict(plain[i - 1], ts[i - 1])  # what the blocks added at the step before
         found.append(float((on(plain[i], i, i)[-1] - plain[-1]).square().mean()))
+    routed.forced = False
     lam = torch.tensor(found)
     return lam / lam[1:].mean().clamp_min(1e-12) if len(found) > 1 else lam
 

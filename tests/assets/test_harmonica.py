@@ -80,7 +80,7 @@ def test_steps_that_matter_weigh_more() -> None:
     """lambda_t is the change of the end if step t alone reuses, against its mean."""
     model = toy(3.0)
     net, path = model.denoise.net, model.denoise.path
-    routed = _Routed([torch.full((1,), -50.0) for _ in range(4)])
+    routed = _Routed([torch.full((1,), -50.0) for _ in range(4)], torch.Generator())
     cond = model.encode(["a"], key="pos")
     ts, x = [1.0, 0.8, 0.5, 0.2, 0.0], torch.randn(1, 8, 2, 2)
 

@@ -6,8 +6,9 @@ network's own last one), each step's router learns from that step, and its error
 picture's error. Here blocks are routed whole, where the paper routes attention and MLP apart. A block is computed with
 the probability beta, and gradients go straight through (arXiv:1308.3432): the paper mixes both parts by beta, and what
 was mixed at each of many steps looks fresher than what is reused for as long. The final picture's error is that of its
-latents; the proxy lambda_t is the mean squared change of the final latents if all blocks reuse at step t alone, divided
-by its mean over t; errors are relative, so that one price fits all networks. No training pictures are needed.
+latents. Its proxy lambda_t is the mean squared change of the final latents if all blocks reuse at step t alone, for
+each unit of the error of that step, and divided by its mean over t: the paper doesn't divide by the step's error, which
+then counts twice. Errors are relative, so that one price fits all networks. No training pictures are needed.
 
 A round costs 2 T network evaluations of a batch, half of them with gradients, and a refresh T^2 / 2 more.
 """
@@ -110,11 +111,11 @@ class Harmonica:
         for i, (t, u) in enumerate(pairwise(ts)):
             routed.step, routed.open = i, True
             with torch.no_grad():
-                wanted = _velocity(predict(x, t), path, t)
+                wanted = predict(x, t)
             routed.open = i == 0
             with torch.set_grad_enabled(i > 0):
                 pred = predict(x, t)
-                error = (_velocity(pred, path, t) - wanted).square().mean() / wanted.square().mean()
+                error = _error(pred, wanted, path, t)
             if i > 0:
                 best.zero_grad(set_to_none=True)
                 (weights[i] * error + self.price * routed.rows[i].sigmoid().mean()).backward()
@@ -165,22 +166,25 @@ class _Routed:
 
 @torch.no_grad()
 def _proxies(routed: _Routed, predict: Predict, x: Tensor, ts: Sequence[float], path: Path) -> Tensor:
-    """lambda_t: how much the final latents change if step t alone reuses, all blocks; their mean is 1."""
-    routed.forced = True
+    """lambda_t: how much the final latents change by the error of step t, if all blocks reuse there; the mean is 1."""
+    routed.forced, steps = True, len(ts) - 1
 
-    def on(x: Tensor, first: int, reused: int | None) -> list[Tensor]:
-        xs = [x]
-        for i in range(first, len(ts) - 1):
-            routed.step, routed.open = i, i != reused
-            xs.append(_next(predict(xs[-1], ts[i]), path, ts[i + 1]))
-        return xs
+    def at(x: Tensor, i: int, *, step: int, reused: bool = False) -> Pred:
+        routed.step, routed.open = step, not reused
+        return predict(x, ts[i])
 
-    routed.step, routed.open = 0, True
-    plain, found = on(x, 0, None), [0.0]
-    for i in range(1, len(ts) - 1):
-        routed.step, routed.open = 0, True
-        predict(plain[i - 1], ts[i - 1])  # what the blocks added at the step before
-        found.append(float((on(plain[i], i, i)[-1] - plain[-1]).square().mean()))
+    xs, preds = [x], list[Pred]()
+    for i in range(steps):
+        preds.append(at(xs[-1], i, step=i))
+        xs.append(_next(preds[-1], path, ts[i + 1]))
+    found = [0.0]
+    for i in range(1, steps):
+        at(xs[i - 1], i - 1, step=0)  # what the blocks added at the step before
+        pred = at(xs[i], i, step=i, reused=True)
+        error, end = _error(pred, preds[i], path, ts[i]), _next(pred, path, ts[i + 1])
+        for j in range(i + 1, steps):
+            end = _next(at(end, j, step=j), path, ts[j + 1])
+        found.append(float((end - xs[-1]).square().mean() / error.clamp_min(1e-20)))
     routed.forced = False
     lam = torch.tensor(found)
     return lam / lam[1:].mean().clamp_min(1e-12) if len(found) > 1 else lam
@@ -188,6 +192,12 @@ def _proxies(routed: _Routed, predict: Predict, x: Tensor, ts: Sequence[float], 
 
 def _next(pred: Pred, path: Path, u: float) -> Tensor:
     return path.alpha(u) * pred.x0 + path.sigma(u) * pred.eps
+
+
+def _error(pred: Pred, wanted: Pred, path: Path, t: float) -> Tensor:
+    """Mean square of the velocity's error, as a share of that of the velocity."""
+    v = _velocity(wanted, path, t)
+    return (_velocity(pred, path, t) - v).square().mean() / v.square().mean()
 
 
 def _velocity(pred: Pred, path: Path, t: float) -> Tensor:

@@ -77,7 +77,7 @@ def test_the_price() -> None:
 
 
 def test_steps_that_matter_weigh_more() -> None:
-    """lambda_t is the change of the end if step t alone reuses, against its mean."""
+    """lambda_t is the change of the end by the error of step t, if that alone reuses, against its mean."""
     model = toy(3.0)
     net, path = model.denoise.net, model.denoise.path
     routed = _Routed([torch.full((1,), -50.0) for _ in range(4)], torch.Generator())
@@ -89,16 +89,19 @@ def test_steps_that_matter_weigh_more() -> None:
 
     with spans(cut(stacks(net)), routed.enters, routed.leaves):
         told = _proxies(routed, predict, x, ts, path)
-    ends = []
+    ends, errors = [], []
     for reused in (None, 1, 2, 3):
         y = x
         for i in range(4):
             t, u = ts[i], ts[i + 1]
             time = ts[i - 1] if i == reused else t
             v = net(0.1 * y, torch.tensor(time)) + cond.embeds["text"][:, :, None, None]
+            if i == reused:
+                right = net(0.1 * y, torch.tensor(t)) + cond.embeds["text"][:, :, None, None]
+                errors.append((v - right).square().mean() / right.square().mean())
             y = y + (u - t) * v
         ends.append(y)
-    changes = torch.stack([(end - ends[0]).square().mean() for end in ends[1:]])
+    changes = torch.stack([(end - ends[0]).square().mean() for end in ends[1:]]) / torch.stack(errors)
     torch.testing.assert_close(told[1:], changes / changes.mean(), rtol=1e-3, atol=1e-4)
     assert told[0] == 0
 

@@ -18,15 +18,25 @@ from sfumato.app.reuse import candidates, way
 from sfumato.assets.recipes.measure import prompts
 from sfumato.assets.recipes.reuse import FULL, Way, compare
 from sfumato.pipelines.loading import open_model
+from sfumato.pipelines.patches._table import read_table
 from sfumato.pipelines.protocols import Model
 from sfumato.pipelines.text_to_image import TextToImage
 
 
-def ways(model: Model, tables: Sequence[Path] = ()) -> dict[str, Way]:
+def ways(model: Model) -> dict[str, Way]:
     """By their names on the command line."""
     scale = guiding_scale(model)
-    found = {text: way(text, scale) for text in candidates(model, scale)}
-    return found | {f"table {table.stem}": way(f"block-cache:table={table}", scale) for table in tables}
+    return {text: way(text, scale) for text in candidates(model, scale)}
+
+
+def tables(model: Model, files: Sequence[Path]) -> dict[str, Way]:
+    """Learned tables, and the fixed intervals that compute as much."""
+    texts = {f"block-cache:interval={value}": f"block-cache:interval={value}" for value in (2, 3)}
+    texts |= {
+        f"table of harmonica, {read_table(file).share:.0%} computed": f"block-cache:table={file}"
+        for file in files
+    }
+    return {name: way(text, guiding_scale(model)) for name, text in texts.items()}
 
 
 def measure(model: Model, given: Options, chosen: dict[str, Way], judged: int) -> list[Row]:
@@ -67,9 +77,12 @@ def main() -> None:
     arguments = parser.parse_args()
     given = Options(arguments.model, arguments.repeats, arguments.steps, arguments.device, arguments.dry)
     about, model = machine(given.device), open_model(given.model, device=given.device)
-    rows = measure(model, given, ways(model, arguments.table), arguments.judged)
-    name = Path(given.model).name
-    finish(f"reuse-{name}", f"Reuse across steps, {name}", rows, about, given)
+    learned, name = arguments.table, Path(given.model).name
+    rows = measure(model, given, tables(model, learned) if learned else ways(model), arguments.judged)
+    if learned:
+        finish(f"harmonica-{name}", f"Learned tables and fixed intervals, {name}", rows, about, given)
+    else:
+        finish(f"reuse-{name}", f"Reuse across steps, {name}", rows, about, given)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .weighing import Weights
 
 R = TypeVar("R", bound=SamplingRequest)
 
-ALLOWED = 0.05
+ALLOWED = 0.06
 """What `fast` may lose by reuse, as a share of the picture."""
 PROJECTIONS = ("ip-adapter", "linfusion")
 """Techniques that look for the single projections of attention layers."""

@@ -61,7 +61,7 @@ def train_harmonica(
     steps: Steps = None,
     price: Annotated[
         float, typer.Option("--price", help="of computing: the higher, the more is reused", min=0)
-    ] = 0.02,
+    ] = 0.12,
     rounds: Annotated[int, typer.Option("--rounds", help="trajectories to learn from", min=1)] = 40,
     batch: Annotated[int, typer.Option("--batch", help="pictures in each", min=1)] = 2,
 ) -> None:

@@ -2,14 +2,13 @@
 
 HarmoniCa (arXiv:2410.01723, section 3): a router [T,N] of T steps and N blocks, where beta = sigmoid(router) tells
 whether a block is computed or adds what it added before. Trajectories are whole (each step goes on from the routed
-network's own last one), and each step's error is weighed by a proxy of the final picture's error. Here blocks are
-routed whole, where the paper routes attention and MLP apart. A block is computed with the probability beta, and
-gradients go straight through (arXiv:1308.3432): the paper mixes both parts by beta, and what was mixed at each of
-many steps looks fresher than what is reused for as long. A router learns from its own step, as the paper's does, and
-from the later ones that reuse, or could have reused, what is computed there. The final picture's error is that of its
+network's own last one), each step's router learns from that step, and its error is weighed by a proxy of the final
+picture's error. Here blocks are routed whole, where the paper routes attention and MLP apart. A block is computed with
+the probability beta, and gradients go straight through (arXiv:1308.3432): the paper mixes both parts by beta, and what
+was mixed at each of many steps looks fresher than what is reused for as long. The final picture's error is that of its
 latents. Its proxy lambda_t is the mean squared change of the final latents if all blocks reuse at step t alone, for
-each unit of the error of that step, and divided by its mean over t: the paper doesn't divide by the step's error,
-which then counts twice. Errors are relative, so that one price fits all networks. No training pictures are needed.
+each unit of the error of that step, and divided by its mean over t: the paper doesn't divide by the step's error, which
+then counts twice. Errors are relative, so that one price fits all networks. No training pictures are needed.
 
 A round costs 2 T network evaluations of a batch, half of them with gradients, and a refresh T^2 / 2 more.
 """
@@ -28,7 +27,6 @@ from ...pipelines import moment
 from ...pipelines.blocks import Span, Streams, cut, spans, stacks
 from ...pipelines.guidance.cfg import Cfg
 from ...pipelines.noise import SeededNoise
-from ...pipelines.patches._reuse import minus, plus
 from ...pipelines.patches._table import ReuseTable
 from ...pipelines.paths import begin
 from ...pipelines.protocols import Conds, Model, Path, Pred, Predict
@@ -45,7 +43,7 @@ class Harmonica:
     """Trajectories to learn from, 1 and up."""
     batch: int = 2
     """Pictures in each, 1 and up."""
-    price: float = 0.02
+    price: float = 0.12
     """Of computing all blocks of a step, 0 and up: the higher, the more is reused; 0 is off."""
     rate: float = 0.15
     """Learning rate of the routers, above 0."""
@@ -91,9 +89,7 @@ class Harmonica:
                 x = begin(model.denoise.path, noise(), ts[0])
                 if turn % self.refresh == 0:
                     weights = _proxies(routed, predict, x, ts, model.denoise.path)
-                best.zero_grad(set_to_none=True)
-                self._follow(routed, predict, x, ts, model.denoise.path, weights)
-                best.step()
+                self._learn(routed, best, predict, x, ts, model.denoise.path, weights)
         table = [[1] * len(blocks), *((row.sigmoid() > 0.5).int().tolist() for row in rows[1:])]
         return ReuseTable(type(net).__name__, names, tuple(map(tuple, table)))
 
@@ -101,16 +97,17 @@ class Harmonica:
         neg = None if self.scale == 1 else model.encode([""], key="neg")
         return Cfg(self.scale)(model.denoise, Conds(model.encode(told, key="pos"), neg))
 
-    def _follow(
+    def _learn(
         self,
         routed: _Routed,
+        best: torch.optim.Optimizer,
         predict: Predict,
         x: Tensor,
         ts: Sequence[float],
         path: Path,
         weights: Tensor,
     ) -> None:
-        """One trajectory of the routed network, and the gradients of its routers."""
+        """One trajectory of the routed network; each step's router learns from that step."""
         for i, (t, u) in enumerate(pairwise(ts)):
             routed.step, routed.open = i, True
             with torch.no_grad():
@@ -120,7 +117,9 @@ class Harmonica:
                 pred = predict(x, t)
                 error = _error(pred, wanted, path, t)
             if i > 0:
+                best.zero_grad(set_to_none=True)
                 (weights[i] * error + self.price * routed.rows[i].sigmoid().mean()).backward()
+                best.step()
             x = _next(pred, path, u).detach()
 
 
@@ -137,9 +136,6 @@ class _Routed:
         """Whether the blocks are left as they are; what they add is remembered at the first step only."""
         self.added: dict[tuple[tuple[str, ...], int], Streams] = {}
         """By the conditions that share the call, and span."""
-        self.since: dict[tuple[tuple[str, ...], int], list[tuple[int, Streams]]] = {}
-        """By the same: the last step at which the span was computed and those after it, and how much fresher what is
-        added would be had it been computed there."""
 
     def enters(self, span: Span, before: Streams) -> bool:
         return False
@@ -148,33 +144,24 @@ class _Routed:
         assert after is not None
         place = moment.keys(), span.index
         added = tuple(None if q is None or p is None else q - p for p, q in zip(before, after, strict=True))
-        if self.open:
-            if self.step == 0:
-                self.added[place], self.since[place] = _detached(added), []
-            return after
-        computed = not self.forced and bool(
-            self._beta(self.step, span).detach() > torch.rand((), generator=self.chance)
-        )
-        fresher = _detached(minus(added, self.added[place]))
-        used = added if computed else self.added[place]
-        for step, part in ((self.step, fresher), *(() if computed else self.since[place])):
-            # of no size, but its gradient tells what computing there would have changed here
-            used = plus(used, _times(self._beta(step, span) - self._beta(step, span).detach(), part))
-        if computed:
-            self.added[place], self.since[place] = _detached(added), []
-        self.since[place].append((self.step, fresher))
-        return plus(before, used)
+        if not self.open:
+            beta, old = self._gate(self.rows[self.step][span.index]), self.added[place]
+            added = tuple(
+                None if a is None or b is None else beta * a + (1 - beta) * b
+                for a, b in zip(added, old, strict=True)
+            )
+            after = tuple(
+                None if p is None or a is None else p + a for p, a in zip(before, added, strict=True)
+            )
+        if not self.open or self.step == 0:
+            self.added[place] = tuple(None if a is None else a.detach() for a in added)
+        return after
 
-    def _beta(self, step: int, span: Span) -> Tensor:
-        return self.rows[step][span.index].sigmoid()
-
-
-def _times(factor: Tensor, streams: Streams) -> Streams:
-    return tuple(None if s is None else factor * s for s in streams)
-
-
-def _detached(streams: Streams) -> Streams:
-    return tuple(None if s is None else s.detach() for s in streams)
+    def _gate(self, router: Tensor) -> Tensor:
+        """1 where the block is computed, else 0; with the gradient of beta."""
+        beta = router.sigmoid()
+        drawn = 0.0 if self.forced else float(beta.detach() > torch.rand((), generator=self.chance))
+        return beta + (drawn - beta).detach()
 
 
 @torch.no_grad()

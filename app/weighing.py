@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..kernels.native.around import available as native
 from ..kernels.offload import offloaded
-from ..kernels.quant.layers import untold
+from ..kernels.quant.layers import by_tiles, untold
 from ..kernels.quant.packed import packable
 from ..pipelines.converts._layers import chosen
 from ..pipelines.converts.int8 import Int8
@@ -78,7 +79,13 @@ def _saved(net: nn.Module) -> int:
         return 0
     layers = chosen(net, skip=IN_8_BITS.skip, smallest=IN_8_BITS.smallest)
     found = (packable(layer) for _, layer in layers)
-    return sum(LESS * layer.weight.numel() for layer in found if layer is not None)
+    return sum(_spared(layer) for layer in found if layer is not None)
+
+
+def _spared(layer: nn.Linear | nn.Conv2d) -> int:
+    """Bytes."""
+    tiled = isinstance(layer, nn.Conv2d) and native() is None and by_tiles(layer, IN_8_BITS.tiled)
+    return layer.weight.numel() * 20 // 9 if tiled else LESS * layer.weight.numel()
 
 
 def _tensors(layer: nn.Module) -> list[Tensor]:

@@ -29,7 +29,7 @@ from .families._common import Checkpoint
 from .heap import Event, held
 from .protocols import Cond, Model
 
-OWN = (".quant.packed", ".quant.layers", ".quant.fused", ".winograd")
+OWN = (".quant.packed", ".quant.layers", ".quant.fused", ".quant.winograd_int8", ".winograd")
 """Layers of ours that go through torch on meta, or tell there what they would take."""
 
 

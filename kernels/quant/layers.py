@@ -87,9 +87,14 @@ def _convolution(layer: nn.Conv2d, geometry: Geometry, tiled: int) -> Matrix | T
     inputs = layer.weight[0].numel()
     if available() is not None or geometry.groups != 1 or inputs > MOST_INPUTS:
         return PackedConv(weight_of(layer.weight), bias, geometry)
-    if fits(layer) and inputs >= LEAST_INPUTS and layer.weight.numel() <= tiled:
+    if by_tiles(layer, tiled):
         return Tiled(layer.weight, bias)
     return Matrix(weight_of(layer.weight), bias)
+
+
+def by_tiles(layer: nn.Conv2d, tiled: int) -> bool:
+    """Whether the kernels in C++ take it by Winograd's tiles, with 16 bytes of each 9 weights instead of 9."""
+    return fits(layer) and layer.weight[0].numel() >= LEAST_INPUTS and layer.weight.numel() <= tiled
 
 
 def int8(layer: nn.Module, *, tiled: int = 0) -> nn.Module | None:

@@ -26,6 +26,7 @@ TECHNIQUE_MAY_IMPORT = (
     "sfumato.pipelines.sites",
     "sfumato.pipelines.blocks",
     "sfumato.pipelines.moment",
+    "sfumato.pipelines.spacing",
     "sfumato.kernels",
 )
 """Beside these only the shared parts of its own folder (`_common` and other underscored files)."""

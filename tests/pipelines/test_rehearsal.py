@@ -21,17 +21,18 @@ native = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 
 @native
-def test_networks_with_own_kernels_are_rehearsed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tiled", "least"), [(0, 0.9), (Int8().tiled, 0.6)])
+def test_networks_with_own_kernels_are_rehearsed(tmp_path: Path, tiled: int, least: float) -> None:
     model = open_model(tiny_models.stable_diffusion(tmp_path / "sd"))
     conds = [model.encode(["a red cube"], key="pos")]
     x, plain = torch.randn(1, *model.latent_shape(64, 64)), sampling(model, conds, 64, 64, 1)
-    Winograd(channels=1)(Int8()(model.denoise.net))
+    Winograd(channels=1)(Int8(tiled=tiled)(model.denoise.net))
     before = model.denoise(x, 0.5, *conds)[0].x0
     found, four = (sampling(model, conds, 64, 64, batch) for batch in (1, 4))
     assert found.work["bytewise"] > 0 and found.work["winograd"] > 0
     done = sum(found.work[kind] for kind in ("bytewise", "winograd", "convolution", "product"))
-    assert done == pytest.approx(plain.work["convolution"] + plain.work["product"], rel=0.1)
-    assert 0.5 * plain.peak < found.peak < 4 * plain.peak and 2 * found.peak < four.peak < 6 * found.peak
+    assert least < done / (plain.work["convolution"] + plain.work["product"]) < least + 0.35
+    assert 0.5 * plain.peak < found.peak < 6 * plain.peak and found.peak < four.peak < 6 * found.peak
     assert torch.equal(model.denoise(x, 0.5, *conds)[0].x0, before)
 
 

@@ -15,6 +15,7 @@ from ..kernels.native.around import available as native
 from ..kernels.offload import offloaded
 from ..kernels.quant.layers import by_tiles, untold
 from ..kernels.quant.packed import packable
+from ..kernels.winograd import fits
 from ..pipelines.converts._layers import chosen
 from ..pipelines.converts.int8 import Int8
 from ..pipelines.errors import SfumatoError
@@ -79,13 +80,17 @@ def _saved(net: nn.Module) -> int:
         return 0
     layers = chosen(net, skip=IN_8_BITS.skip, smallest=IN_8_BITS.smallest)
     found = (packable(layer) for _, layer in layers)
-    return sum(_spared(layer) for layer in found if layer is not None)
+    return sum(
+        _spared(tuple(layer.weight.shape), square=isinstance(layer, nn.Conv2d) and fits(layer))
+        for layer in found
+        if layer is not None
+    )
 
 
-def _spared(layer: nn.Linear | nn.Conv2d) -> int:
-    """Bytes."""
-    tiled = isinstance(layer, nn.Conv2d) and native() is None and by_tiles(layer, IN_8_BITS.tiled)
-    return layer.weight.numel() * 20 // 9 if tiled else LESS * layer.weight.numel()
+def _spared(shape: tuple[int, ...], *, square: bool) -> int:
+    """Bytes of a weight; `square`: it is of a 3 x 3 convolution that can go by tiles."""
+    tiled = square and native() is None and by_tiles(shape, IN_8_BITS.tiled)
+    return math.prod(shape) * 20 // 9 if tiled else LESS * math.prod(shape)
 
 
 def _tensors(layer: nn.Module) -> list[Tensor]:
@@ -97,9 +102,9 @@ def weigh(places: list[Path], dtype: str) -> Weights:
     """Of model folders and single files together. What can't be read weighs nothing: opening will say why."""
     total = staying = largest = saved = 0
     for place in places:
-        for name, (sizes, as_is) in _parts(place, dtype).items():
+        for name, (sizes, spared) in _parts(place, dtype).items():
             total += sum(sizes.values())
-            saved += _less(sizes) if name.startswith(DENOISERS) and as_is else 0
+            saved += spared if name.startswith(DENOISERS) else 0
             if name in STAYS:
                 staying += sum(sizes.values())
             else:
@@ -107,21 +112,23 @@ def weigh(places: list[Path], dtype: str) -> Weights:
     return Weights(total, staying, largest, saved)
 
 
-def _less(layers: Mapping[str, int]) -> int:
-    """`saved` by the names and sizes of layers; what is in no layer of 8 bits after all is little."""
-    large = (
-        size
-        for name, size in layers.items()
-        if size >= 4 * IN_8_BITS.smallest and not any(fnmatchcase(name, one) for one in IN_8_BITS.skip)
-    )
-    return sum(large) * LESS // 4
+def _less(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """`saved` by the names and shapes of tensors; what is in no layer of 8 bits after all is little."""
+    total = 0
+    for name, shape in shapes.items():
+        layer, _, kind = name.rpartition(".")
+        count = math.prod(shape)
+        skipped = any(fnmatchcase(layer, one) for one in IN_8_BITS.skip)
+        if kind == "weight" and len(shape) in (2, 4) and count >= IN_8_BITS.smallest and not skipped:
+            total += _spared(shape, square=shape[2:] == (3, 3))
+    return total
 
 
-def _parts(place: Path, dtype: str) -> dict[str, tuple[Counter[str], bool]]:
-    """Bytes of every layer, by part, and whether all lie in a file as float32, so that they are read one by one."""
+def _parts(place: Path, dtype: str) -> dict[str, tuple[Counter[str], int]]:
+    """Bytes of every layer, by part, and `saved` if all lie in a file as float32, so that they are read one by one."""
     try:
         if place.is_file():
-            return {"": (_layers(read_tensors(place).items(), dtype), False)}
+            return {"": (_layers(read_tensors(place).items(), dtype), 0)}
         homes = sorted({file.parent for file in place.rglob("*.safetensors")})
         found = {}
         for home in homes:
@@ -129,7 +136,9 @@ def _parts(place: Path, dtype: str) -> dict[str, tuple[Counter[str], bool]]:
                 continue
             headers = read_headers(weight_files(home).files)
             as_is = dtype == "float32" and all(t.dtype == "F32" for _, t in headers.values())
-            found[home.name] = _layers(((name, t) for name, (_, t) in headers.items()), dtype), as_is
+            tensors = {name: tensor for name, (_, tensor) in headers.items()}
+            spared = _less({name: tuple(t.shape) for name, t in tensors.items()}) if as_is else 0
+            found[home.name] = _layers(tensors.items(), dtype), spared
         return found
     except (SfumatoError, OSError):
         return {}

@@ -7,6 +7,8 @@ the kernels in C++ run (`fused.py`) an input has a scale per row, or per picture
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -87,14 +89,14 @@ def _convolution(layer: nn.Conv2d, geometry: Geometry, tiled: int) -> Matrix | T
     inputs = layer.weight[0].numel()
     if available() is not None or geometry.groups != 1 or inputs > MOST_INPUTS:
         return PackedConv(weight_of(layer.weight), bias, geometry)
-    if by_tiles(layer, tiled):
+    if fits(layer) and by_tiles(layer.weight.shape, tiled):
         return Tiled(layer.weight, bias)
     return Matrix(weight_of(layer.weight), bias)
 
 
-def by_tiles(layer: nn.Conv2d, tiled: int) -> bool:
-    """Whether the kernels in C++ take it by Winograd's tiles, with 16 bytes of each 9 weights instead of 9."""
-    return fits(layer) and layer.weight[0].numel() >= LEAST_INPUTS and layer.weight.numel() <= tiled
+def by_tiles(shape: Sequence[int], tiled: int) -> bool:
+    """Whether the kernels in C++ take a weight that fits by Winograd's tiles, with 16 bytes of each 9 instead of 9."""
+    return math.prod(shape[1:]) >= LEAST_INPUTS and math.prod(shape) <= tiled
 
 
 def int8(layer: nn.Module, *, tiled: int = 0) -> nn.Module | None:

@@ -41,7 +41,7 @@ def test_weights_are_known_before_opening(tiny: Path) -> None:
     assert weights.total == 4 * sum(model.info()["parameters"].values())
     assert opened.total == pytest.approx(weights.total, rel=0.01)  # buffers that no file holds
     assert (opened.staying, opened.largest) == (weights.staying, weights.largest)
-    assert opened.saved == pytest.approx(weights.saved, rel=0.01) and opened.saved > opened.total // 3
+    assert opened.saved == pytest.approx(weights.saved, rel=0.01) and opened.saved > opened.total // 4
     assert 0 < weights.largest < weights.staying < weights.total
     assert weigh([tiny], "bfloat16").total == weights.total // 2
     assert weigh([tiny / "nowhere"], "float32") == Weights()

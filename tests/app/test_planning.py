@@ -201,14 +201,14 @@ def test_memory_that_runs_out_while_decoding(tmp_path: Path) -> None:
 
     # what threads and the C library hold of the address space differs from run to run
     tried = []
-    for spare in (310, 300, 280, 260):
+    told = "memory ran out while the run was to decode; it goes on: pictures are decoded in stripes"
+    for spare in (310, 300, 290, 280, 270, 260, 245):
         code, said, out = run(spare * 1_000_000)
         tried.append(said)
         assert "Traceback" not in said
-        if code == 0:
+        if code == 0 and told in said:
             break
-    assert code == 0, tried
-    assert "memory ran out while the run was to decode; it goes on: pictures are decoded in stripes" in said
+    assert code == 0 and told in said, tried
     record = read_metadata(out).record  # type: ignore[union-attr]
     assert record["request"]["decode"] == "tiles"
     assert any("decoded in tiles, blended" in note for note in record["notes"])

@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 SIGNS = ("can't allocate memory", "std::bad_alloc", "could not create a memory object")
 """What torch and oneDNN say on a processor."""
+NO_CODE = "could not create a primitive"
+"""What oneDNN says, and nothing else, where there is no room for the code that it writes; what it can't do it calls a
+primitive descriptor."""
 
 
 def built(make: Callable[[], T]) -> T:
@@ -48,7 +51,7 @@ def built(make: Callable[[], T]) -> T:
             raise
         raise OutOfMemory("out of memory; ask for a smaller size, --batch 1 or --dtype bfloat16") from error
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in SIGNS):
+        if str(error) != NO_CODE and not any(sign in str(error) for sign in SIGNS):
             raise
         raise OutOfMemory("out of memory; ask for a smaller size, --batch 1 or --dtype bfloat16") from error
 

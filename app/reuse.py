@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -46,8 +47,17 @@ SKIPS_AND_NEGATIVE = tuple(
 """Both evaluate everything at the same steps, so that neither condition is older than the other."""
 
 
-BUILTIN = {"blocks": "still-life", "skip": "still-life-unet"}
-"""By the site of their networks."""
+class Kind(NamedTuple):
+    """Of networks, by what of them can be reused."""
+
+    builtin: str
+    """The built-in model of this kind."""
+    alone: tuple[str, ...]
+    both: tuple[str, ...]
+    """With guidance."""
+
+
+KINDS = (Kind("still-life", BLOCKS, BLOCKS_AND_NEGATIVE), Kind("still-life-unet", SKIPS, SKIPS_AND_NEGATIVE))
 
 
 def parsed(way: str) -> tuple[Technique, ...]:
@@ -95,29 +105,27 @@ def measured(name: str) -> ReuseCurve | None:
 
 
 def like(model: Model) -> str | None:
-    """The built-in model whose network can reuse what this one's can, by which one may go until it is measured."""
-    site = _site(model)
-    return None if site is None else BUILTIN[site]
+    """The built-in model of this one's kind, by which one may go until it is measured."""
+    kind = _kind(model)
+    return kind.builtin if kind else None
 
 
 def candidates(model: Model, scale: float) -> tuple[str, ...]:
     """What can be tried on the model's network with guidance of this scale, 1 for none."""
-    site, guided = _site(model), scale != 1
-    if site is None and not guided:
-        raise BadInput("name", f"{type(model.denoise.net).__name__} has neither the site 'blocks' nor 'skip'")
-    alone, both = {"blocks": (BLOCKS, BLOCKS_AND_NEGATIVE), "skip": (SKIPS, SKIPS_AND_NEGATIVE)}.get(
-        site or "", ((), ())
-    )
-    return (*alone, *NEGATIVE, *both) if guided else alone
+    kind, guided = _kind(model), scale != 1
+    if kind is not None:
+        return (*kind.alone, *NEGATIVE, *kind.both) if guided else kind.alone
+    if guided:
+        return NEGATIVE
+    raise BadInput("name", f"{type(model.denoise.net).__name__} has neither the site 'blocks' nor 'skip'")
 
 
-def _site(model: Model) -> str | None:
-    """Where the model's network lets something be reused."""
-    for site, texts in (("blocks", BLOCKS), ("skip", SKIPS)):
-        patch = build(Technique.model_validate(texts[0]))
+def _kind(model: Model) -> Kind | None:
+    for kind in KINDS:
+        patch = build(Technique.model_validate(kind.alone[0]))
         try:
             with patch(model.denoise.net):
-                return site
+                return kind
         except NoSite:
             continue
     return None
@@ -132,8 +140,8 @@ def way(text: str, scale: float) -> Way:
                 "way", str(technique), "is neither a patch nor a guidance; take one that reuses steps"
             )
     return Way(
-        tuple(build(t) for t in techniques if not _guides(t)),
-        next((build(t) for t in techniques if _guides(t)), None),
+        tuple(build(t, field="way") for t in techniques if not _guides(t)),
+        next((build(t, field="way") for t in techniques if _guides(t)), None),
     )
 
 

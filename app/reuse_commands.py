@@ -45,7 +45,7 @@ def train_reuse(
     steps = model.defaults.steps if steps is None else steps
     scale = guiding_scale(model)
     ways = {text: way(text, scale) for text in only or candidates(model, scale)}
-    console.say(f"{len(ways)} ways on {prompts} prompts at {steps} steps")
+    console.say(f"{steps} steps; ways: {len(ways)}, prompts: {prompts}")
     found = curve(compare(model, ways, captions(prompts), steps=steps), steps)
     path = found.write(folder)
     points = [{"technique": p.technique, "loss": p.loss, "time": p.time} for p in found.points]

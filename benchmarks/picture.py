@@ -21,10 +21,9 @@ import processors
 import quality
 from harness import Row
 from memory import sd_shaped
-from sfumato.app.reuse import AND, way
+from sfumato.app.converting import converted
+from sfumato.app.reuse import AND, parsed, way
 from sfumato.assets.recipes.reuse import Way
-from sfumato.pipelines.converts.int8 import Int8
-from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.patches.int8_attention import Int8Attention
 from sfumato.pipelines.text_to_image import Images, TextToImage
@@ -79,9 +78,7 @@ def theirs(folder: Path, kept: Path) -> TextToImage:
 
 def in_8_bits(model: Any) -> Any:
     """As `--optimize balanced` makes it on a processor, but for attention, which is the pipeline's."""
-    model.denoise.net = Winograd()(Int8()(model.denoise.net))
-    Winograd()(model.codec.vae)
-    return model
+    return converted(model, parsed(f"int8{AND}winograd"))
 
 
 def ours(model: Any, reuse: str | None) -> TextToImage:

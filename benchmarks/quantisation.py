@@ -17,6 +17,7 @@ import quality
 from harness import Options, Row, finish, interleave, machine, ratios, row
 from sfumato.assets.recipes.measure import prompts
 from sfumato.kernels.quant.formats import NAMED
+from sfumato.kernels.quant.layers import untold
 from sfumato.kernels.quant.stored import held_bytes
 from sfumato.pipelines.calibration import sensitivity, watch
 from sfumato.pipelines.converts._packing import SMALLEST
@@ -78,11 +79,11 @@ def measure(model: Any, given: Options, chosen: Sequence[str], timed: int, *, ju
             make("a red cube", steps=given.steps, seed=1)
 
         try:
-            if name != "int8":  # whose weights lie within oneDNN's own tensors
-                rows.append(row(f"{name}: bytes / full precision's", [held_bytes(packed) / size], "x"))
+            held = held_bytes(packed) + sum(map(untold, packed.modules()))
+            rows.append(row(f"{name}: bytes / full precision's", [held / size], "x"))
             taken = interleave({"ours": partial(run, packed), "plain": partial(run, plain)}, repeats=timed)
             times = ratios(taken["ours"], taken["plain"])
-            rows.append(row(f"{name}: sampling time / full precision's", times, "x"))
+            rows.append(row(f"{name}: a picture's time / full precision's", times, "x"))
             model.denoise.net = packed
             made = quality.pictures(make, count, given.steps)
             rows += quality.rows(name, made, full, judged=judged)

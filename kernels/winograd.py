@@ -17,16 +17,15 @@ from torch.nn import functional as F
 
 from .foretold import tell
 from .native.around import (
-    NORM_FIELDS,
+    AROUND_FIELDS,
     PLAIN,
     After,
+    Around,
     Norm,
     at,
     available,
-    checked,
     done,
     functions,
-    norm_fields,
     seen,
 )
 
@@ -113,13 +112,7 @@ def conv3x3(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Convolution(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "matrix", "bias", "shift", "residual", "out")),
-        *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "inputs", "outputs", "times")),
-        *NORM_FIELDS,
-        ("factor", ctypes.c_float),
-        ("threads", ctypes.c_int32),
-    )
+    _fields_ = (*AROUND_FIELDS, ("matrix", ctypes.c_void_p))
 
 
 class WinogradConv2d(nn.Module):
@@ -141,21 +134,14 @@ class WinogradConv2d(nn.Module):
 
         No gate or gain comes after; the residual is [B,H,W,O].
         """
-        x = x.contiguous(memory_format=torch.channels_last)
-        batch, height, width = x.shape[0], x.shape[2] * times, x.shape[3] * times
-        out = torch.empty(batch, height, width, self.out_channels, device=x.device)
-        shift, _, residual = checked(after, out.shape)
+        given = Around(x, self.bias, self.out_channels, after, norm, times)
+        x, out = given.x, given.out
         if x.is_meta:
-            beside = self._beside(batch, height, width) + (0 if norm is None else seen(x))
+            beside = self._beside(*out.shape[:3]) + (0 if norm is None else seen(x))
             tell("winograd", 18.0 * out.numel() * self.in_channels, beside)
             return out.permute(0, 3, 1, 2)
-        given = _Convolution(
-            *(at(t) for t in (x, self.matrices, self.bias, shift, residual, out)),
-            *(batch, height, width, self.in_channels, self.out_channels, times),
-            *norm_fields(norm),
-            *(after.factor, torch.get_num_threads()),
-        )
-        done(functions().sfumato_winograd(ctypes.byref(given)))
+        told = _Convolution(*given.fields(), at(self.matrices))
+        done(functions().sfumato_winograd(ctypes.byref(told)))
         return out.permute(0, 3, 1, 2)
 
     def _beside(self, batch: int, height: int, width: int) -> int:

@@ -9,8 +9,9 @@ import ctypes
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,6 +65,16 @@ NORM_FIELDS = (
 """As `Norm` of norms.h."""
 
 
+AROUND_FIELDS: tuple[tuple[str, type[ctypes._SimpleCData[Any]]], ...] = (
+    *((name, ctypes.c_void_p) for name in ("x", "bias", "shift", "residual", "out")),
+    *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "inputs", "outputs", "times")),
+    *NORM_FIELDS,
+    ("factor", ctypes.c_float),
+    ("threads", ctypes.c_int32),
+)
+"""As `Around` of winograd.h."""
+
+
 def norm_fields(norm: Norm | None) -> tuple[int, int | None, int | None, float, int]:
     if norm is None:
         return 0, None, None, 0.0, 0
@@ -106,6 +117,29 @@ def seen(x: Tensor) -> int:
     """Bytes of what the kernels measure of x [B,C,H,W], block by block, before they round or norm it."""
     batch, channels, height, width = x.shape
     return 16 * batch * channels * -(-height * width // BLOCK)
+
+
+class Around:
+    """What a convolution by tiles reads and writes: `Around` of winograd.h. `out` is [B,H*times,W*times,O]."""
+
+    def __init__(
+        self, x: Tensor, bias: Tensor | None, outputs: int, after: After, norm: Norm | None, times: int
+    ) -> None:
+        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.bias, self.norm, self.times, self.factor = bias, norm, times, after.factor
+        batch, self.inputs, height, width = x.shape
+        self.out = torch.empty(batch, height * times, width * times, outputs, device=x.device)
+        self.shift, _, self.residual = checked(after, self.out.shape)
+
+    def fields(self) -> tuple[float | None, ...]:
+        """To be used while this lives, which holds the tensors."""
+        batch, height, width, outputs = self.out.shape
+        return (
+            *(at(t) for t in (self.x, self.bias, self.shift, self.residual, self.out)),
+            *(batch, height, width, self.inputs, outputs, self.times),
+            *norm_fields(self.norm),
+            *(self.factor, torch.get_num_threads()),
+        )
 
 
 @cache

@@ -4,36 +4,22 @@
 // come back. Some tiles at a time go through all three, so that what lies between stays in the processor's cache.
 // Reference: kernels/winograd.py.
 
-#include "norms.h"
+#include "winograd.h"
 
 namespace {
 
-constexpr int ROWS = 8;
-constexpr int PANEL = 16;
-constexpr int MOST = 3;            // panels of a tile of the product
 constexpr int64_t HELD = 4 << 20;  // bytes between the stages
 
-struct Convolution {
-    const float* x;         // [pictures][height / times][width / times][inputs]
-    const float* matrix;    // [36][outputs/16][inputs][16]
-    const float* bias;      // [outputs]; may be missing
-    const float* shift;     // [pictures][outputs], added; may be missing
-    const float* residual;  // as out, added; may be missing
-    float* out;             // [pictures][height][width][outputs]
-    int64_t pictures, height, width, inputs, outputs;
-    int64_t times;          // each pixel stands for so many by so many
-    Norm norm;
-    float factor;           // of the whole, at the end
-    int32_t threads;
+struct Convolution : Around {
+    const float* matrix;  // [36][outputs/16][inputs][16]
 };
 
-struct Tiles {
-    int64_t rows, columns, count, some;  // some: how many at a time
-    int64_t step_in, step_out;           // floats from one of the 36 to the next; an odd number of cache lines, since
-                                         // tables that lie whole pages apart drive one another out of the cache
+struct Tiles : Grid<4> {
+    int64_t some;               // how many at a time
+    int64_t step_in, step_out;  // floats from one of the 36 to the next; an odd number of cache lines, since tables that
+                                // lie whole pages apart drive one another out of the cache
     explicit Tiles(const Convolution& p)
-        : rows((p.height + 3) / 4), columns((p.width + 3) / 4), count(p.pictures * rows * columns),
-          some(std::min(count, std::max<int64_t>(HELD / (144 * (p.inputs + p.outputs)) / ROWS * ROWS, 32))),
+        : Grid(p), some(std::min(count, std::max<int64_t>(HELD / (144 * (p.inputs + p.outputs)) / ROWS * ROWS, 32))),
           step_in(odd(some * p.inputs)), step_out(odd(some * p.outputs)) {}
     static int64_t odd(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 };
@@ -60,15 +46,9 @@ inline void back(const __m512* m, __m512* y) {
     y[3] = _mm512_add_ps(_mm512_fmadd_ps(eight, right, left), m[5]);
 }
 
-struct Place {
-    int64_t picture, y, x;  // of the tile's first pixel out
-    Place(const Tiles& tiles, int64_t i)
-        : picture(i / (tiles.rows * tiles.columns)), y(i / tiles.columns % tiles.rows * 4), x(i % tiles.columns * 4) {}
-};
-
 // Tile i to place t of [36][step_in].
 void transform(const Convolution& p, const Tiles& tiles, const Known& known, int64_t i, int64_t t, float* out) {
-    const Place at(tiles, i);
+    const Place<4> at(tiles, i);
     const float *factor = known.factors.get() + at.picture * p.inputs, *addend = known.addends.get() + at.picture * p.inputs;
     const int64_t high = p.height / p.times, wide = p.width / p.times;
     for (int64_t c = 0; c < p.inputs; c += 16) {
@@ -137,12 +117,10 @@ void product(const Convolution& p, const Tiles& tiles, int64_t index, int64_t o,
 
 // Place t of [36][step_out] to the pixels of tile i.
 void restore(const Convolution& p, const Tiles& tiles, int64_t i, int64_t t, const float* from) {
-    const Place at(tiles, i);
+    const Place<4> at(tiles, i);
     for (int64_t o = 0; o < p.outputs; o += 16) {
         const __mmask16 here = lanes(p.outputs - o);
-        const __m512 factor = _mm512_set1_ps(p.factor);
-        __m512 bias = p.bias ? _mm512_maskz_loadu_ps(here, p.bias + o) : _mm512_setzero_ps();
-        if (p.shift) bias = _mm512_add_ps(bias, _mm512_maskz_loadu_ps(here, p.shift + at.picture * p.outputs + o));
+        const __m512 addend = p.addend(at.picture, o, here);
         __m512 half[4][6];
         for (int x = 0; x < 6; ++x) {
             __m512 m[6], y[4];
@@ -155,12 +133,8 @@ void restore(const Convolution& p, const Tiles& tiles, int64_t i, int64_t t, con
             __m512 y[4];
             back(half[row], y);
             const int64_t place = ((at.picture * p.height + at.y + row) * p.width + at.x) * p.outputs + o;
-            for (int64_t x = 0; x < std::min<int64_t>(4, p.width - at.x); ++x) {
-                const int64_t pixel = place + x * p.outputs;
-                y[x] = _mm512_add_ps(y[x], bias);
-                if (p.residual) y[x] = _mm512_add_ps(y[x], _mm512_maskz_loadu_ps(here, p.residual + pixel));
-                _mm512_mask_storeu_ps(p.out + pixel, here, _mm512_mul_ps(y[x], factor));
-            }
+            for (int64_t x = 0; x < std::min<int64_t>(4, p.width - at.x); ++x)
+                p.put(place + x * p.outputs, _mm512_add_ps(y[x], addend), here);
         }
     }
 }
@@ -172,7 +146,7 @@ extern "C" int sfumato_winograd(const Convolution* given) {
     const Convolution& p = *given;
     const Tiles tiles(p);
     auto from = aligned<float>(size_t(36) * tiles.step_in), to = aligned<float>(size_t(36) * tiles.step_out);
-    Known known(p.pictures, (p.height / p.times) * (p.width / p.times), p.inputs);
+    Known known = p.known();
     if (!from || !to || !known.whole()) return 1;
     const int64_t blocks = (p.outputs + MOST * PANEL - 1) / (MOST * PANEL);
 #pragma omp parallel num_threads(p.threads)

@@ -6,40 +6,26 @@
 // through all three, a thread's own, so that what lies between stays in a core's cache.
 // Reference: kernels/quant/winograd_int8.py.
 
-#include "norms.h"
+#include "winograd.h"
 
 namespace {
 
-constexpr int ROWS = 8;
-constexpr int PANEL = 16;
-constexpr int MOST = 3;                 // panels of a tile of the product
 constexpr int WIDE = MOST * PANEL;
-constexpr int64_t HELD = 640 << 10;     // bytes of rounded tiles that stay in a core's cache
+constexpr int64_t HELD = 640 << 10;            // bytes of rounded tiles that stay in a core's cache
 constexpr int64_t LEAST = 16, GREATEST = 128;  // tiles at a time
 
-struct Convolution {
-    const float* x;             // [pictures][height / times][width / times][inputs]
+struct Convolution : Around {
     const int8_t* weight;       // packed [outputs/16][16][inputs/4][16][4]
     const float* weight_scale;  // [16][outputs]
     const int32_t* weight_sum;  // [16][outputs], over inputs
-    const float* bias;          // [outputs]; may be missing
-    const float* shift;         // [pictures][outputs], added; may be missing
-    const float* residual;      // as out, added; may be missing
-    float* out;                 // [pictures][height][width][outputs]
-    int64_t pictures, height, width, inputs, outputs;
-    int64_t times;              // each pixel stands for so many by so many
-    Norm norm;
-    float factor;               // of the whole, at the end
-    int32_t threads;
 };
 
-struct Tiles {
-    int64_t rows, columns, count, some, chunks;  // some: how many at a time
+struct Tiles : Grid<2> {
+    int64_t some, chunks;    // how many at a time, and how often
     int64_t padded, quads;   // of inputs
     int64_t blocks, groups;  // of outputs; groups of blocks, where tiles alone are too few for the threads
     explicit Tiles(const Convolution& p)
-        : rows((p.height + 1) / 2), columns((p.width + 1) / 2), count(p.pictures * rows * columns),
-          padded((p.inputs + 3) / 4 * 4), quads(padded / 4), blocks((p.outputs + WIDE - 1) / WIDE) {
+        : Grid(p), padded((p.inputs + 3) / 4 * 4), quads(padded / 4), blocks((p.outputs + WIDE - 1) / WIDE) {
         some = std::min(std::max(HELD / (16 * padded), LEAST), GREATEST);
         chunks = (count + some - 1) / some;
         chunks = (chunks + p.threads - 1) / p.threads * p.threads;  // as many for each thread
@@ -47,12 +33,6 @@ struct Tiles {
         chunks = (count + some - 1) / some;
         groups = std::min(std::max<int64_t>(p.threads / chunks, 1), blocks);
     }
-};
-
-struct Place {
-    int64_t picture, y, x;  // of the tile's first pixel out
-    Place(const Tiles& tiles, int64_t i)
-        : picture(i / (tiles.rows * tiles.columns)), y(i / tiles.columns % tiles.rows * 2), x(i % tiles.columns * 2) {}
 };
 
 // What a thread holds.
@@ -107,7 +87,7 @@ ALWAYS inline void into(__m512* d) {
 
 // Tile `t` of those at hand: its 16 numbers per channel, each rounded over the channels.
 void transform(const Convolution& p, const Tiles& tiles, const Known& known, int64_t i, int64_t t, Held& held) {
-    const Place at(tiles, i);
+    const Place<2> at(tiles, i);
     const float* rows[4];
     for (int y = 0; y < 4; ++y) rows[y] = row_of(p, known, at.picture, at.y + y - 1, held) + at.x * p.inputs;
     const int64_t wide = p.inputs + 16;
@@ -217,14 +197,12 @@ ALWAYS inline void back(const __m512* m, __m512* y) {
 
 // Tile `t` of those at hand to its pixels, for up to 48 outputs from `o` on.
 void restore(const Convolution& p, const Tiles& tiles, int64_t i, int64_t t, int64_t o, const Held& held) {
-    const Place at(tiles, i);
-    const __m512 factor = _mm512_set1_ps(p.factor);
+    const Place<2> at(tiles, i);
     const int64_t step = tiles.some * WIDE;
     for (int64_t v = 0; v < WIDE && o + v < p.outputs; v += PANEL) {
         const __mmask16 here = lanes(p.outputs - o - v);
         const float* from = held.sums.get() + t * WIDE + v;
-        __m512 bias = p.bias ? _mm512_maskz_loadu_ps(here, p.bias + o + v) : _mm512_setzero_ps();
-        if (p.shift) bias = _mm512_add_ps(bias, _mm512_maskz_loadu_ps(here, p.shift + at.picture * p.outputs + o + v));
+        const __m512 addend = p.addend(at.picture, o + v, here);
         __m512 half[2][4];
         each<4>([&](auto x) ALWAYS {
             __m512 m[4], y[2];
@@ -236,16 +214,8 @@ void restore(const Convolution& p, const Tiles& tiles, int64_t i, int64_t t, int
             __m512 y[2];
             back(half[row], y);
             const int64_t place = ((at.picture * p.height + at.y + row) * p.width + at.x) * p.outputs + o + v;
-            for (int64_t x = 0; x < std::min<int64_t>(2, p.width - at.x); ++x) {
-                const int64_t pixel = place + x * p.outputs;
-                y[x] = _mm512_add_ps(y[x], bias);
-                if (p.residual) y[x] = _mm512_add_ps(y[x], _mm512_maskz_loadu_ps(here, p.residual + pixel));
-                y[x] = _mm512_mul_ps(y[x], factor);
-                if (here == 0xffff)  // a masked store takes longer
-                    _mm512_storeu_ps(p.out + pixel, y[x]);
-                else
-                    _mm512_mask_storeu_ps(p.out + pixel, here, y[x]);
-            }
+            for (int64_t x = 0; x < std::min<int64_t>(2, p.width - at.x); ++x)
+                p.put(place + x * p.outputs, _mm512_add_ps(y[x], addend), here);
         }
     }
 }
@@ -256,7 +226,7 @@ void restore(const Convolution& p, const Tiles& tiles, int64_t i, int64_t t, int
 extern "C" int sfumato_winograd_int8(const Convolution* given) {
     const Convolution& p = *given;
     const Tiles tiles(p);
-    Known known(p.pictures, (p.height / p.times) * (p.width / p.times), p.inputs);
+    Known known = p.known();
     if (!known.whole()) return 1;
     int failed = 0;
 #pragma omp parallel num_threads(p.threads)

@@ -214,6 +214,24 @@ def test_memory_that_runs_out_while_decoding(tmp_path: Path) -> None:
     assert any("decoded in tiles, blended" in note for note in record["notes"])
 
 
+@pytest.mark.parametrize(
+    ("said", "memory"),
+    [
+        ("could not create a memory object", True),
+        ("could not create a primitive", True),
+        ("could not create a primitive descriptor for the convolution", False),
+        ("shapes don't match", False),
+    ],
+)
+def test_which_failures_are_for_want_of_memory(said: str, memory: bool) -> None:
+    def fails() -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(easing.OutOfMemory if memory else RuntimeError) as found:
+        easing.built(fails)
+    assert isinstance(found.value, easing.OutOfMemory) == memory
+
+
 def test_down_to_the_foot(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rung is tried; at the foot of the ladder the failure is told."""
     calls: list[str] = []

@@ -62,9 +62,8 @@ def test_what_the_dial_refuses(sfumato: Any, folder: Path) -> None:
 
 
 def test_measuring(sfumato: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reuse, "SKIPS", ("deepcache:interval=2",))
-    for both in ("NEGATIVE", "SKIPS_AND_NEGATIVE"):
-        monkeypatch.setattr(reuse, both, ())
+    monkeypatch.setattr(reuse, "KINDS", (reuse.Kind("still-life-unet", ("deepcache:interval=2",), ()),))
+    monkeypatch.setattr(reuse, "NEGATIVE", ())
     own = json.dumps({"width": 64, "height": 64})
     (folder / "sfumato.json").write_text(own)
     said = sfumato("train", "reuse", folder, "--steps", 3, "--prompts", 1, "--json")

@@ -31,6 +31,7 @@ KERNELS = tuple(
         "roundings.cpp",
         "vectors.h",
         "winograd.cpp",
+        "winograd.h",
         "winograd_int8.cpp",
     )
 )

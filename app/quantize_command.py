@@ -13,6 +13,7 @@ from .console import Console
 from .faults import refuse
 
 if TYPE_CHECKING:
+    from ..kernels.quant.formats import Format
     from ..pipelines.protocols import Convert, Model
     from ..pipelines.quantised import Written
     from .catalogue import Entry
@@ -22,8 +23,10 @@ NETWORKS = ("transformer", "unet", "prior", "decoder")
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 STEPS = 8
 """Of each calibration run, or the model's own if they are fewer."""
-MIXED = ("int2", "int3", "int4", "int6", "int8")
+MIXED = ("int2", "int3", "int4", "int5", "int6", "int8")
 """Formats among which mixdq chooses."""
+TRIED = 4
+"""Captions on which it tries each of them in each layer, at most."""
 
 
 def models_quantize(
@@ -134,7 +137,8 @@ def _measured(
 ) -> dict[str, Any]:
     """What a method must know of the model: what its layers are given, how much each matters."""
     from ..assets.recipes.measure import prompts as captions
-    from ..pipelines.calibration import watch
+    from ..pipelines.calibration import sensitivity, watch
+    from ..pipelines.converts._packing import SMALLEST
     from ..pipelines.loading import open_model
 
     limit, count = asked
@@ -147,37 +151,47 @@ def _measured(
         raise refuse("prompts", "0", f"leaves nothing to calibrate {entry.id} on; give 1 or more")
     if count == 0 or not (needed or listens):
         return {}
-    texts, model, found = captions(count, split="train"), open_model(home.parent), {}
+    texts, model = captions(count, split="train"), open_model(home.parent)
+    found: dict[str, Any] = {}
     steps = max(2, min(STEPS, model.defaults.steps))
     console.say(f"calibrating on {count} captions at {steps} steps")
     if listens:
         found["seen"] = watch(model, texts, steps)
     if "sensitivity" in wanted and limit is not None:
-        found |= _weighed(model, texts, steps, home, limit)
+        room = _room(model, home, limit)
+        with console.progress("layers") as step:
+            weighed = sensitivity(model, texts[:TRIED], steps, _formats(), smallest=SMALLEST, step=step)
+        return {**found, "sensitivity": weighed, "budget": room}
     return found
 
 
-def _weighed(model: Model, texts: list[str], steps: int, home: Path, limit: int) -> dict[str, Any]:
-    """Sensitivity of the layers, and the budget that the rest of the network leaves them."""
-    from ..kernels.quant.formats import NAMED
-    from ..kernels.quant.packed import matrix_shape
-    from ..pipelines.calibration import sensitivity
+def _room(model: Model, home: Path, limit: int) -> float:
+    """Bytes of the budget that the layers with formats of their own may take; refused if they can't do with it."""
+    from ..kernels.quant.packed import layer_size, matrix_shape
+    from ..pipelines.calibration import measured_layers
     from ..pipelines.converts._packing import SMALLEST
     from ..pipelines.weights import read_headers, weight_files
 
-    formats = {name: NAMED[name] for name in MIXED}
-    found = sensitivity(model, texts[:2], steps, formats, smallest=SMALLEST)
     headers = read_headers(weight_files(home).files)
     whole = sum(entry.end - entry.start for _, entry in headers.values())
     net: Any = model.denoise.net
     width = whole / sum(weight.numel() for weight in net.parameters())
-    measured = sum(rows * count for rows, count in (matrix_shape(net.get_submodule(n)) for n in found.losses))
-    rest = whole - width * measured
-    if limit <= rest:
+    layers = measured_layers(net, smallest=SMALLEST).values()
+    rest = whole - width * sum(rows * count for rows, count in map(matrix_shape, layers))
+    least = sum(min(layer_size(layer, form) for form in _formats().values()) for layer in layers)
+    if limit < rest + least:
         raise refuse(
-            "budget", f"{limit:,} bytes", f"is less than the {rest:,.0f} of layers that stay as they are"
+            "budget",
+            f"{limit:,} bytes",
+            f"is less than the {least:,} of the smallest formats and {rest:,.0f} of what stays as it is",
         )
-    return {"sensitivity": found, "budget": limit - rest}
+    return limit - rest
+
+
+def _formats() -> dict[str, Format]:
+    from ..kernels.quant.formats import NAMED
+
+    return {name: NAMED[name] for name in MIXED}
 
 
 def _make(entry: Entry, given: dict[str, Any]) -> Convert:

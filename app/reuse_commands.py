@@ -56,26 +56,40 @@ def train_harmonica(
     console: Console,
     name: Name,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="file of the table, for block-cache:table=FILE")
+        Path,
+        typer.Option(
+            "--output", "-o", help="file of the table, for block-cache:table=FILE or taylorseer:table=FILE"
+        ),
     ],
     steps: Steps = None,
-    price: Annotated[
-        float, typer.Option("--price", help="of computing: the higher, the more is reused", min=0)
-    ] = 0.12,
-    rounds: Annotated[int, typer.Option("--rounds", help="trajectories to learn from", min=1)] = 40,
-    batch: Annotated[int, typer.Option("--batch", help="pictures in each", min=1)] = 2,
+    computed: Annotated[
+        float, typer.Option("--computed", help="share of the blocks' evaluations that are computed", max=1)
+    ] = 0.5,
+    pictures: Annotated[int, typer.Option("--pictures", help="to learn from", min=1)] = 12,
+    order: Annotated[
+        int,
+        typer.Option(
+            "--order", help="of the forecast: 0 for block-cache, else that of taylorseer", min=0, max=2
+        ),
+    ] = 0,
 ) -> None:
-    """Learn which block of a transformer is computed at which step, against the final picture's error."""
+    """Learn which block of a transformer is computed at which step, by what becomes of the final picture."""
     from ..assets.recipes.harmonica import Harmonica
     from ..assets.recipes.measure import prompts as captions
     from ..pipelines.loading import find_model, open_model
     from .registry import locate
 
+    if not computed > 0:
+        raise refuse("computed", str(computed), "leaves nothing to compute; give a share above 0")
     model = open_model(find_model(locate(name).place))
     steps = model.defaults.steps if steps is None else steps
-    recipe = Harmonica(rounds, batch, price, scale=max(model.defaults.guidance, 1.0))
-    console.say(f"{rounds} trajectories of {batch} pictures at {steps} steps")
-    table = recipe(model, captions(rounds * batch, split="train"), steps)
+    recipe = Harmonica(computed, pictures, scale=max(model.defaults.guidance, 1.0), order=order)
+    console.say(f"{pictures} pictures at {steps} steps; every table that is better than the last is named")
+
+    def told(trials: int, decibels: float) -> None:
+        console.say(f"{trials} trials: the final latents' error is {decibels:.2f} dB")
+
+    table = recipe(model, captions(pictures, split="train"), steps, told=told)
     table.write(output)
     shown = {
         "file": str(output),
@@ -83,4 +97,5 @@ def train_harmonica(
         "blocks": len(table.blocks),
         "computed": round(table.share, 4),
     }
-    console.data(shown, f"{output}: {table.share:.0%} of the blocks are computed")
+    use = f"taylorseer:order={order},table={output}" if order else f"block-cache:table={output}"
+    console.data(shown, f"{output}: {table.share:.0%} of the blocks are computed; use it by -t {use}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import quality
 from harness import Options, Row, finish, interleave, machine, ratios, row
+from sfumato.app.quantize_command import MIXED, STEPS, TRIED
 from sfumato.assets.recipes.measure import prompts
 from sfumato.kernels.quant.formats import NAMED
 from sfumato.kernels.quant.layers import untold
@@ -56,22 +57,29 @@ def methods(model: Model, steps: int, chosen: Sequence[str]) -> dict[str, Conver
     }
     found |= {"squeeze 4": Squeeze(seen=seen), "squeeze 3": Squeeze(bits=3, seen=seen)}
     found |= {"svdquant W4A4": SvdQuant(seen=seen), "svdquant W4A8": SvdQuant(inputs=8, seen=seen)}
+    found |= {"svdquant W4A4 without GPTQ": SvdQuant(seen=seen, gptq=False)}
     found |= {"plain W4A4": SvdQuant(rank=0, alphas=())}
-    if not chosen or "mixdq" in chosen:
-        forms = {name: NAMED[name] for name in ("int2", "int3", "int4", "int6", "int8")}
-        weighed = sensitivity(model, texts[:2], steps, forms, smallest=SMALLEST)
-        found["weight-only int4, every layer"] = WeightOnly("int4", skip=())  # as large as the next
-        found["mixdq"] = MixDq(weighed, sum(sizes["int4"] for sizes in weighed.sizes.values()))
     return {name: convert for name, convert in found.items() if not chosen or name in chosen}
 
 
-def measure(model: Any, given: Options, chosen: Sequence[str], timed: int, *, judged: bool) -> list[Row]:
-    """Rows for each method, and what the judge reads with and without it."""
+def mixed(model: Model) -> dict[str, Convert]:
+    """Formats by layer and one format for all layers, both as large."""
+    formats = {name: NAMED[name] for name in MIXED}
+    weighed = sensitivity(model, prompts(TRIED, split="train"), STEPS, formats, smallest=SMALLEST)
+    found: dict[str, Convert] = {}
+    for name in ("int3", "int4"):
+        found[f"{name} for all"] = WeightOnly(name, skip=())
+        found[f"mixdq as large as {name}"] = MixDq(weighed, sum(s[name] for s in weighed.sizes.values()))
+    return found
+
+
+def measure(model: Any, given: Options, ways: dict[str, Convert], timed: int, *, judged: bool) -> list[Row]:
+    """Rows for each way, and what the judge reads with and without it."""
     plain, count = model.denoise.net, given.repeats
     size, make = held_bytes(plain), TextToImage(model)
     full = quality.pictures(make, count, given.steps)
     rows = [row("full precision: all right", [quality.all_right(full)], "share")] if judged else []
-    for name, convert in methods(model, given.steps, chosen).items():
+    for name, convert in ways.items():
         packed = convert(copy.deepcopy(plain)).to(device=given.device)
 
         def run(net: nn.Module) -> None:
@@ -87,6 +95,7 @@ def measure(model: Any, given: Options, chosen: Sequence[str], timed: int, *, ju
             model.denoise.net = packed
             made = quality.pictures(make, count, given.steps)
             rows += quality.rows(name, made, full, judged=judged)
+            print(*rows[-5:], sep="\n", flush=True)
         finally:
             model.denoise.net = plain
     return rows
@@ -103,15 +112,29 @@ def main() -> None:
         "--unjudged", action="store_true", help="not a built-in model: the judge reads nothing"
     )
     parser.add_argument(
-        "--only", action="append", default=[], help="a method by its name in the table; repeat"
+        "--only",
+        action="append",
+        default=[],
+        help="a method by its name in the table, to be printed alone; repeat",
     )
+    parser.add_argument("--mixed", action="store_true", help="formats by layer (mixdq) beside one for all")
     parser.add_argument("--dry", action="store_true", help="print, write no result")
     arguments = parser.parse_args()
-    given = Options(arguments.model, arguments.repeats, arguments.steps, arguments.device, arguments.dry)
+    given = Options(
+        arguments.model,
+        arguments.repeats,
+        arguments.steps,
+        arguments.device,
+        arguments.dry or bool(arguments.only),
+    )
     about, model = machine(given.device), open_model(given.model, device=given.device)
-    rows = measure(model, given, arguments.only, arguments.timed, judged=not arguments.unjudged)
+    ways = mixed(model) if arguments.mixed else methods(model, given.steps, arguments.only)
+    rows = measure(model, given, ways, arguments.timed, judged=not arguments.unjudged)
     name = Path(given.model).name
-    finish(f"quantisation-{name}", f"Packed weights, {name}", rows, about, given)
+    if arguments.mixed:
+        finish(f"mixdq-{name}", f"Formats by layer and one for all, {name}", rows, about, given)
+    else:
+        finish(f"quantisation-{name}", f"Packed weights, {name}", rows, about, given)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,16 @@ def ways(model: Model) -> dict[str, Way]:
     return {text: way(text, scale) for text in candidates(model, scale)}
 
 
-def tables(model: Model, files: Sequence[Path]) -> dict[str, Way]:
-    """Learned tables, and the fixed intervals that compute as much."""
-    texts = {f"block-cache:interval={value}": f"block-cache:interval={value}" for value in (2, 3)}
-    texts |= {
-        f"table of harmonica, {read_table(file).share:.0%} computed": f"block-cache:table={file}"
-        for file in files
-    }
+def tables(model: Model, repeated: Sequence[Path], forecast: Sequence[Path]) -> dict[str, Way]:
+    """Learned tables, and the fixed intervals beside them."""
+    kinds = (("block-cache:", repeated), ("taylorseer:order=1,", forecast))
+    texts: dict[str, str] = {}
+    for kind, files in kinds:
+        values = (2, 3) if files else ()
+        texts |= {f"{kind}interval={value}": f"{kind}interval={value}" for value in values}
+        texts |= {
+            f"{kind}table of {read_table(file).share:.0%} computed": f"{kind}table={file}" for file in files
+        }
     return {name: way(text, guiding_scale(model)) for name, text in texts.items()}
 
 
@@ -73,12 +76,20 @@ def main() -> None:
         default=[],
         help="file made by `sfumato train harmonica`; repeat",
     )
+    parser.add_argument(
+        "--forecast",
+        type=Path,
+        action="append",
+        default=[],
+        help="file made by `sfumato train harmonica --order 1`; repeat",
+    )
     parser.add_argument("--dry", action="store_true", help="print, write no result")
     arguments = parser.parse_args()
     given = Options(arguments.model, arguments.repeats, arguments.steps, arguments.device, arguments.dry)
     about, model = machine(given.device), open_model(given.model, device=given.device)
-    learned, name = arguments.table, Path(given.model).name
-    rows = measure(model, given, tables(model, learned) if learned else ways(model), arguments.judged)
+    name = Path(given.model).name
+    learned = tables(model, arguments.table, arguments.forecast)
+    rows = measure(model, given, learned or ways(model), arguments.judged)
     if learned:
         finish(f"harmonica-{name}", f"Learned tables and fixed intervals, {name}", rows, about, given)
     else:

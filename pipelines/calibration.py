@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels.quant.formats import Format
-from ..kernels.quant.packed import layer_size, matrix, packable
+from ..kernels.quant.packed import Layer, layer_size, matrix, packable
 from .converts._calibration import Seen, Sensitivity, recording
 from .converts._layers import chosen
 from .protocols import Model
@@ -25,8 +25,14 @@ def watch(
 ) -> Seen:
     """What the layers of a model's network are given while it makes a picture of each prompt."""
     with recording(model.denoise.net, steps) as found:
-        _run(model, prompts, steps, seed, size)
+        _runs(model, prompts, steps, seed, size)()
     return found.seen()
+
+
+def measured_layers(net: nn.Module, *, smallest: int = 0) -> dict[str, Layer]:
+    """Those whose formats `sensitivity` compares, by name."""
+    found = {name: packable(layer) for name, layer in chosen(net, smallest=smallest)}
+    return {name: layer for name, layer in found.items() if layer is not None}
 
 
 def sensitivity(
@@ -35,39 +41,38 @@ def sensitivity(
     steps: int,
     formats: Mapping[str, Format],
     *,
-    skip: Sequence[str] = (),
     smallest: int = 0,
     content: Sequence[str] = CONTENT,
     size: int | None = None,
+    step: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
-    """What the network's output loses by each format in each layer alone; one network call per layer and format.
+    """What the final latents lose by each format in each layer alone; a run of each prompt per layer and format.
 
-    The calls are those of the first, the middle and the last step of each prompt. Layers whose names fit `content` are
-    judged by likeness, all others by noise; with no such names all are.
+    Layers whose names fit `content` are judged by likeness, all others by noise; with no such names all are. A single
+    network call would not do: guidance enlarges what tells its two conditions apart, and later steps mend some errors.
+    `step` is told (done, total) after each layer.
     """
-    net, calls = model.denoise.net, _calls(model, prompts, steps, 0, size)
-    plain = [_output(net(*args, **kwargs)) for args, kwargs in calls]
+    run = _runs(model, prompts, steps, 0, size)
+    plain = run()
+    layers = measured_layers(model.denoise.net, smallest=smallest)
     losses: dict[str, dict[str, float]] = {}
     sizes: dict[str, dict[str, int]] = {}
     likeness = set()
-    for name, found in chosen(net, skip=skip, smallest=smallest):
-        layer = packable(found)
-        if layer is None:
-            continue
+    for done, (name, layer) in enumerate(layers.items()):
         if any(fnmatchcase(name, pattern) for pattern in content):
             likeness.add(name)
         losses[name], sizes[name] = {}, {}
         for title, form in formats.items():
             poll()
-            w = matrix(layer)
-            held, layer.weight = layer.weight, _parameter(form, w, layer.weight)
+            held, layer.weight = layer.weight, _parameter(form, matrix(layer), layer.weight)
             try:
-                ours = [_output(net(*args, **kwargs)) for args, kwargs in calls]
+                ours = run()
             finally:
                 layer.weight = held
-            judge = _unlike if name in likeness else _noise
-            losses[name][title] = sum(map(judge, ours, plain)) / len(plain)
+            losses[name][title] = (_unlike if name in likeness else _noise)(ours, plain)
             sizes[name][title] = layer_size(layer, form)
+        if step is not None:
+            step(done + 1, len(layers))
     return Sensitivity(losses, sizes, frozenset(likeness))
 
 
@@ -76,44 +81,26 @@ def _parameter(form: Format, w: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(back.to(like.dtype).view(like.shape), requires_grad=False)
 
 
-def _run(model: Model, prompts: Sequence[str], steps: int, seed: int, size: int | None) -> None:
-    make = TextToImage(model)
-    for i, prompt in enumerate(prompts):
-        make.sample(make.encode(prompt, steps=steps, seed=seed + i, width=size, height=size), None)
-
-
-def _calls(
+def _runs(
     model: Model, prompts: Sequence[str], steps: int, seed: int, size: int | None
-) -> list[tuple[Any, Any]]:
-    """Arguments of some network calls."""
-    heard: list[tuple[Any, Any]] = []
-    net = model.denoise.net
-    hook = net.register_forward_pre_hook(
-        lambda _, args, kwargs: heard.append((args, kwargs)), with_kwargs=True
-    )
-    found = []
-    try:
-        for i, prompt in enumerate(prompts):
-            heard.clear()
-            _run(model, [prompt], steps, seed + i, size)
-            found += [heard[at] for at in sorted({0, len(heard) // 2, len(heard) - 1})]
-    finally:
-        hook.remove()
-    return found
-
-
-def _output(out: Any) -> Tensor:
-    found: Tensor = out[0] if isinstance(out, tuple) else out if isinstance(out, Tensor) else out.sample
-    return found.detach().float()
+) -> Callable[[], Tensor]:
+    """Makes the final latents of all prompts, one after the other."""
+    make = TextToImage(model)
+    asked = [
+        make.encode(prompt, steps=steps, seed=seed + i, width=size, height=size)
+        for i, prompt in enumerate(prompts)
+    ]
+    return lambda: torch.cat([make.sample(one).float() for one in asked])
 
 
 def _noise(ours: Tensor, plain: Tensor) -> float:
-    """Noise over signal."""
-    return float((ours - plain).square().sum() / plain.square().sum().clamp(min=1e-30))
+    """Noise over signal, the mean over the pictures."""
+    noise, signal = (x.square().flatten(1).sum(1) for x in (ours - plain, plain))
+    return float((noise / signal.clamp(min=1e-30)).mean())
 
 
 def _unlike(ours: Tensor, plain: Tensor) -> float:
-    """1 - SSIM of the statistics of each channel or token as a whole: outputs may be tokens, which have no windows."""
+    """1 - SSIM of the statistics of each channel as a whole."""
     a, b = ours.flatten(2), plain.flatten(2)
     mean_a, mean_b = a.mean(2), b.mean(2)
     var_a, var_b = a.var(2, unbiased=False), b.var(2, unbiased=False)

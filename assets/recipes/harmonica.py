@@ -1,24 +1,22 @@
 """Learn when a model's blocks may repeat themselves: a table of which block is computed at which step.
 
-HarmoniCa (arXiv:2410.01723, section 3): a router [T,N] of T steps and N blocks, where beta = sigmoid(router) tells
-whether a block is computed or adds what it added before. Trajectories are whole (each step goes on from the routed
-network's own last one), each step's router learns from that step, and its error is weighed by a proxy of the final
-picture's error. Here blocks are routed whole, where the paper routes attention and MLP apart. A block is computed with
-the probability beta, and gradients go straight through (arXiv:1308.3432): the paper mixes both parts by beta, and what
-was mixed at each of many steps looks fresher than what is reused for as long. The final picture's error is that of its
-latents. Its proxy lambda_t is the mean squared change of the final latents if all blocks reuse at step t alone, for
-each unit of the error of that step, and divided by its mean over t: the paper doesn't divide by the step's error, which
-then counts twice. Errors are relative, so that one price fits all networks. No training pictures are needed.
+As in HarmoniCa (arXiv:2410.01723, section 3) trajectories are whole, each step going on from what the table made of the
+last one, and what counts is the error of the final picture. The paper trains a router by gradients of single steps,
+weighed by a proxy of that error; stale features lead every later step the same way, which a single step doesn't see,
+and tables that were learned so here lost to fixed intervals. So the final latents themselves are compared: the table
+begins as a fixed interval, and a change stays if it brings them nearer to those of the full run. First whole steps
+move, then bundles of neighbouring blocks. Blocks are routed whole, where the paper routes attention and MLP apart. No
+training pictures are needed.
 
-A round costs 2 T network evaluations of a batch, half of them with gradients, and a refresh T^2 / 2 more.
+A trial costs a run of the pictures or less, as it goes on from the last full step before the change if it can. At 20
+steps and 6 bundles there are one or two hundred of them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -27,182 +25,212 @@ from ...pipelines import moment
 from ...pipelines.blocks import Span, Streams, cut, spans, stacks
 from ...pipelines.guidance.cfg import Cfg
 from ...pipelines.noise import SeededNoise
+from ...pipelines.patches._reuse import minus, plus, weighed
 from ...pipelines.patches._table import ReuseTable
+from ...pipelines.patches._weights import taylor
 from ...pipelines.paths import begin
 from ...pipelines.protocols import Conds, Model, Path, Pred, Predict
+from ...pipelines.stopping import poll
 
-OPEN = 0.85
-"""Where routers begin: 70 % computed."""
+Rows = tuple[tuple[int, ...], ...]
+"""[steps][bundles], 1 where it is computed."""
+Told = Callable[[int, float], None]
+"""(trials until now, decibels of the final latents' error)."""
+PASSES = 4
+"""Over all entries, at most."""
 
 
 @dataclass(frozen=True)
 class Harmonica:
     """How a table is learned."""
 
-    rounds: int = 40
-    """Trajectories to learn from, 1 and up."""
-    batch: int = 2
-    """Pictures in each, 1 and up."""
-    price: float = 0.12
-    """Of computing all blocks of a step, 0 and up: the higher, the more is reused; 0 is off."""
-    rate: float = 0.15
-    """Learning rate of the routers, above 0."""
-    refresh: int = 20
-    """Rounds between new weights of the steps, 1 and up."""
+    computed: float = 0.5
+    """Share of the block evaluations that are computed, above 0 to 1; 1 is off."""
+    pictures: int = 12
+    """To learn from, 1 and up."""
+    bundles: int = 6
+    """Parts of the network that are routed apart, 1 and up; there are no more than blocks."""
     scale: float = 1.0
     """Guidance scale of the trajectories, 1 and up; 1 is off."""
+    order: int = 0
+    """Of the differences by which blocks are forecast, 0..2: 0 for block-cache, the order of a taylorseer."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.batch < 1 or self.refresh < 1:
-            raise ValueError(
-                f"rounds, batch and refresh must be 1 or more, got {self.rounds}, {self.batch}, {self.refresh}"
-            )
-        if not 0 <= self.price < math.inf or not 0 < self.rate < math.inf or not 1 <= self.scale <= 100:
-            raise ValueError(
-                "price must be 0 or more, rate above 0 and scale in 1..100, "
-                f"got {self.price}, {self.rate}, {self.scale}"
-            )
+        if not 0 < self.computed <= 1:
+            raise ValueError(f"computed must be above 0 and at most 1, got {self.computed}")
+        if self.pictures < 1 or self.bundles < 1:
+            raise ValueError(f"pictures and bundles must be 1 or more, got {self.pictures}, {self.bundles}")
+        if not 1 <= self.scale <= 100:
+            raise ValueError(f"scale must be in 1..100, got {self.scale}")
+        if not 0 <= self.order <= 2:
+            raise ValueError(f"order must be in 0..2, got {self.order}")
 
-    def __call__(self, model: Model, prompts: Sequence[str], steps: int, seed: int = 0) -> ReuseTable:
+    def __call__(
+        self, model: Model, prompts: Sequence[str], steps: int, seed: int = 0, told: Told | None = None
+    ) -> ReuseTable:
         """The table for a run of so many steps at the model's own size and schedule."""
-        net, own = model.denoise.net, model.defaults
+        net = model.denoise.net
         blocks = [block for stack in stacks(net) for block in stack]
-        names = tuple(block.name for block in blocks)
-        if self.price == 0:
-            return ReuseTable(type(net).__name__, names, ((1,) * len(blocks),) * steps)
-        ts = model.default_schedule(own.width, own.height)(steps, model.denoise.path)
-        device = next(net.parameters()).device
-        rows = [torch.full((len(blocks),), OPEN, device=device, requires_grad=True) for _ in range(steps)]
-        routed = _Routed(rows, torch.Generator().manual_seed(seed))
-        best = torch.optim.Adam(rows, lr=self.rate)
-        weights = torch.ones(steps)
-        with spans(cut([[block] for block in blocks]), routed.enters, routed.leaves):
-            for turn in range(self.rounds):
-                told = [prompts[(turn * self.batch + i) % len(prompts)] for i in range(self.batch)]
-                predict = self._predict(model, told)
-                noise = SeededNoise.batch(
-                    seed + turn * self.batch,
-                    self.batch,
-                    model.latent_shape(own.width, own.height),
-                    device=device,
-                )
-                x = begin(model.denoise.path, noise(), ts[0])
-                if turn % self.refresh == 0:
-                    weights = _proxies(routed, predict, x, ts, model.denoise.path)
-                self._learn(routed, best, predict, x, ts, model.denoise.path, weights)
-        table = [[1] * len(blocks), *((row.sigmoid() > 0.5).int().tolist() for row in rows[1:])]
-        return ReuseTable(type(net).__name__, names, tuple(map(tuple, table)))
+        count = min(self.bundles, len(blocks))
+        bundle_of = [i * count // len(blocks) for i in range(len(blocks))]
+        first = max(1, int(self.computed * steps + 1e-9))
+        rows = tuple((int(i * first % steps < first),) * count for i in range(steps))
+        if first < steps:
+            reuse = _Reuse(bundle_of, self.order)
+            with spans(cut([[block] for block in blocks]), reuse.enters, reuse.leaves), torch.no_grad():
+                trials = _Trials(reuse, *self._run(model, prompts, steps, seed), told)
+                rows = _by_bundles(_by_steps(rows, trials), trials, bundle_of)
+        table = tuple(tuple(row[bundle] for bundle in bundle_of) for row in rows)
+        return ReuseTable(type(net).__name__, tuple(block.name for block in blocks), table)
 
-    def _predict(self, model: Model, told: Sequence[str]) -> Predict:
+    def _run(
+        self, model: Model, prompts: Sequence[str], steps: int, seed: int
+    ) -> tuple[Predict, Tensor, Sequence[float], Path]:
+        own, path = model.defaults, model.denoise.path
+        ts = model.default_schedule(own.width, own.height)(steps, path)
+        texts = [prompts[i % len(prompts)] for i in range(self.pictures)]
         neg = None if self.scale == 1 else model.encode([""], key="neg")
-        return Cfg(self.scale)(model.denoise, Conds(model.encode(told, key="pos"), neg))
+        predict = Cfg(self.scale)(model.denoise, Conds(model.encode(texts, key="pos"), neg))
+        shape, device = model.latent_shape(own.width, own.height), next(model.denoise.net.parameters()).device
+        noise = SeededNoise.batch(seed, self.pictures, shape, device=device)
+        return predict, begin(path, noise(), ts[0]), ts, path
 
-    def _learn(
+
+class _Reuse:
+    """Blocks that the row at hand leaves out add what is forecast from what they added before."""
+
+    def __init__(self, bundle_of: Sequence[int], order: int) -> None:
+        self.bundle_of = bundle_of
+        self.order = order
+        self.step = 0
+        self.row: Sequence[int] = ()
+        self._added: dict[tuple[tuple[str, ...], int], list[tuple[int, Streams]]] = {}
+        """By the conditions that share the call, and block: (step, what it added), newest first."""
+
+    def begin(self) -> None:
+        """Nothing is known any more."""
+        self._added.clear()
+
+    def enters(self, span: Span, before: Streams) -> bool:
+        return not self.row[self.bundle_of[span.index]]
+
+    def leaves(self, span: Span, before: Streams, after: Streams | None) -> Streams:
+        past = self._added.setdefault((moment.keys(), span.index), [])
+        if after is None:
+            weights = taylor([step for step, _ in past], self.step)
+            return plus(before, weighed(weights, [streams for _, streams in past]))
+        past.insert(0, (self.step, minus(after, before)))
+        del past[self.order + 1 :]
+        return after
+
+
+class _Trials:
+    """Tables, and how far each leads from the full run."""
+
+    def __init__(
         self,
-        routed: _Routed,
-        best: torch.optim.Optimizer,
+        reuse: _Reuse,
         predict: Predict,
         x: Tensor,
         ts: Sequence[float],
         path: Path,
-        weights: Tensor,
+        told: Told | None,
     ) -> None:
-        """One trajectory of the routed network; each step's router learns from that step."""
-        for i, (t, u) in enumerate(pairwise(ts)):
-            routed.step, routed.open = i, True
-            with torch.no_grad():
-                wanted = predict(x, t)
-            routed.open = i == 0
-            with torch.set_grad_enabled(i > 0):
-                pred = predict(x, t)
-                error = _error(pred, wanted, path, t)
-            if i > 0:
-                best.zero_grad(set_to_none=True)
-                (weights[i] * error + self.price * routed.rows[i].sigmoid().mean()).backward()
-                best.step()
-            x = _next(pred, path, u).detach()
+        self._reuse, self._predict, self._ts, self._path = reuse, predict, ts, path
+        self._told = told
+        self._known: dict[Rows, float] = {}
+        bundles, steps = max(reuse.bundle_of) + 1, len(ts) - 1
+        self._rows: Rows = ((1,) * bundles,) * steps
+        self._xs = [x]
+        """Before each step of `_rows`, and at last."""
+        self._xs = self._from(self._rows, 0)
+        self._full = self._xs[-1]
 
-
-class _Routed:
-    """What each block adds, or what it added before."""
-
-    def __init__(self, rows: list[Tensor], chance: torch.Generator) -> None:
-        self.rows = rows
-        self.chance = chance
-        self.forced = False
-        """Whether nothing is computed while the blocks are not open."""
-        self.step = 0
-        self.open = True
-        """Whether the blocks are left as they are; what they add is remembered at the first step only."""
-        self.added: dict[tuple[tuple[str, ...], int], Streams] = {}
-        """By the conditions that share the call, and span."""
-
-    def enters(self, span: Span, before: Streams) -> bool:
-        return False
-
-    def leaves(self, span: Span, before: Streams, after: Streams | None) -> Streams:
-        assert after is not None
-        place = moment.keys(), span.index
-        added = tuple(None if q is None or p is None else q - p for p, q in zip(before, after, strict=True))
-        if not self.open:
-            beta, old = self._gate(self.rows[self.step][span.index]), self.added[place]
-            added = tuple(
-                None if a is None or b is None else beta * a + (1 - beta) * b
-                for a, b in zip(added, old, strict=True)
+    def __call__(self, rows: Rows) -> float:
+        """Mean over the pictures of 10 log10 of the final latents' squared error over their square."""
+        if rows not in self._known:
+            change = next(
+                (i for i, pair in enumerate(zip(rows, self._rows, strict=True)) if len({*pair}) > 1), 0
             )
-            after = tuple(
-                None if p is None or a is None else p + a for p, a in zip(before, added, strict=True)
-            )
-        if not self.open or self.step == 0:
-            self.added[place] = tuple(None if a is None else a.detach() for a in added)
-        return after
+            error = (self._from(rows, self._since(rows, change))[-1] - self._full).square().flatten(1).mean(1)
+            share = error / self._full.square().flatten(1).mean(1)
+            self._known[rows] = float(10 * share.clamp_min(1e-12).log10().mean())
+        return self._known[rows]
 
-    def _gate(self, router: Tensor) -> Tensor:
-        """1 where the block is computed, else 0; with the gradient of beta."""
-        beta = router.sigmoid()
-        drawn = 0.0 if self.forced else float(beta.detach() > torch.rand((), generator=self.chance))
-        return beta + (drawn - beta).detach()
+    def keep(self, rows: Rows) -> Rows:
+        """The table that the next ones are changes of."""
+        self._xs, self._rows = self._from(rows, 0), rows
+        if self._told:
+            self._told(len(self._known), self(rows))
+        return rows
+
+    def _since(self, rows: Rows, change: int) -> int:
+        """The last full step before the first change; the first of all if what was added before it isn't known."""
+        if self._reuse.order and any(len({*row}) > 1 for row in rows[:change]):
+            return 0
+        return max(i for i in range(change + 1) if all(rows[i]))
+
+    def _from(self, rows: Rows, since: int) -> list[Tensor]:
+        """`_xs` of these rows, which are like `_rows` before step `since`, a full one."""
+        xs = self._xs[: since + 1]
+        self._reuse.begin()
+        earlier = [i for i in range(since) if all(rows[i])]
+        for i in earlier[max(len(earlier) - self._reuse.order, 0) :]:
+            self._at(rows, i, xs[i])  # what the blocks added then
+        for i in range(since, len(rows)):
+            xs.append(_next(self._at(rows, i, xs[i]), self._path, self._ts[i + 1]))
+        return xs
+
+    def _at(self, rows: Rows, i: int, x: Tensor) -> Pred:
+        poll()
+        self._reuse.step, self._reuse.row = i, rows[i]
+        return self._predict(x, self._ts[i])
 
 
-@torch.no_grad()
-def _proxies(routed: _Routed, predict: Predict, x: Tensor, ts: Sequence[float], path: Path) -> Tensor:
-    """lambda_t: how much the final latents change by the error of step t, if all blocks reuse there; the mean is 1."""
-    routed.forced, steps = True, len(ts) - 1
+def _by_steps(rows: Rows, trials: _Trials) -> Rows:
+    """Full steps moved to their neighbours or to the end, the best move at a time, until none helps."""
+    while True:
+        full = [i for i, row in enumerate(rows) if row[0]]
+        moves = {(a, b) for a in full[1:] for b in (a - 1, a + 1, len(rows) - 1)}
+        tried = [_swapped(rows, a, b) for a, b in sorted(moves) if b < len(rows) and b not in full]
+        best = min(tried, key=trials, default=rows)
+        if trials(best) >= trials(rows):
+            return trials.keep(rows)
+        rows = trials.keep(best)
 
-    def at(x: Tensor, i: int, *, step: int, reused: bool = False) -> Pred:
-        routed.step, routed.open = step, not reused
-        return predict(x, ts[i])
 
-    xs, preds = [x], list[Pred]()
-    for i in range(steps):
-        preds.append(at(xs[-1], i, step=i))
-        xs.append(_next(preds[-1], path, ts[i + 1]))
-    found = [0.0]
-    for i in range(1, steps):
-        at(xs[i - 1], i - 1, step=0)  # what the blocks added at the step before
-        pred = at(xs[i], i, step=i, reused=True)
-        error, end = _error(pred, preds[i], path, ts[i]), _next(pred, path, ts[i + 1])
-        for j in range(i + 1, steps):
-            end = _next(at(end, j, step=j), path, ts[j + 1])
-        found.append(float((end - xs[-1]).square().mean() / error.clamp_min(1e-20)))
-    routed.forced = False
-    lam = torch.tensor(found)
-    return lam / lam[1:].mean().clamp_min(1e-12) if len(found) > 1 else lam
+def _by_bundles(rows: Rows, trials: _Trials, bundle_of: Sequence[int]) -> Rows:
+    """Entries swapped: those that gain most by being computed for those that lose least by being left out."""
+    sizes = [len(list(group)) for _, group in groupby(bundle_of)]
+    places = [(i, n) for i in range(1, len(rows)) for n in range(len(sizes))] if len(sizes) > 1 else []
+    for _ in range(PASSES):
+        changes = sorted((trials(_flipped(rows, [place])) - trials(rows), place) for place in places)
+        on = [place for _, place in changes if not rows[place[0]][place[1]]]
+        off = [place for _, place in changes if rows[place[0]][place[1]]]
+        tried = [_flipped(rows, [*on[:count], *off[:count]]) for count in (1, 2, 4, 8, 16)]
+        best = min((t for t in tried if _size(t, sizes) <= _size(rows, sizes)), key=trials, default=rows)
+        if trials(best) >= trials(rows):
+            break
+        rows = trials.keep(best)
+    return rows
+
+
+def _swapped(rows: Rows, a: int, b: int) -> Rows:
+    order = list(range(len(rows)))
+    order[a], order[b] = b, a
+    return tuple(rows[i] for i in order)
+
+
+def _flipped(rows: Rows, places: Sequence[tuple[int, int]]) -> Rows:
+    found = [list(row) for row in rows]
+    for i, n in places:
+        found[i][n] ^= 1
+    return tuple(map(tuple, found))
+
+
+def _size(rows: Rows, sizes: Sequence[int]) -> int:
+    return sum(size * one for row in rows for size, one in zip(sizes, row, strict=True))
 
 
 def _next(pred: Pred, path: Path, u: float) -> Tensor:
     return path.alpha(u) * pred.x0 + path.sigma(u) * pred.eps
-
-
-def _error(pred: Pred, wanted: Pred, path: Path, t: float) -> Tensor:
-    """Mean square of the velocity's error, as a share of that of the velocity."""
-    v = _velocity(wanted, path, t)
-    return (_velocity(pred, path, t) - v).square().mean() / v.square().mean()
-
-
-def _velocity(pred: Pred, path: Path, t: float) -> Tensor:
-    """Finite at both ends of every path."""
-    if path.name == "flow":
-        return pred.eps - pred.x0
-    a, s = path.alpha(t), path.sigma(t)
-    return (a * pred.eps - s * pred.x0) / math.hypot(a, s)

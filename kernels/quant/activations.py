@@ -18,7 +18,7 @@ class Activation:
 
     bits: int = 8
     group: int = 0
-    """0: unsigned with a zero point, a scale per picture. Else symmetric, a scale per token and group of channels."""
+    """Channels that share a scale and zero point, of one token; 0: all of a picture share them."""
     scale: Scale | None = None
     """Measured beforehand; with group 0 only."""
 
@@ -36,18 +36,17 @@ class Activation:
             return _through(
                 x, torch.tensor(self.scale.scale), torch.tensor(float(self.scale.zero)), self.bits
             )
-        flat = x.flatten(1)
-        low, high = flat.amin(1).clamp(max=0).float(), flat.amax(1).clamp(min=0).float()
-        scale = positive((high - low) / (2**self.bits - 1))
-        zero = (-low / scale).round()
-        shape = (-1, *[1] * (x.ndim - 1))
-        return _through(x, scale.view(shape), zero.view(shape), self.bits)
+        return self._between(x.flatten(1), 1).view(x.shape)
 
     def _in_groups(self, x: Tensor) -> Tensor:
-        w = grouped(x.flatten(0, -2).float(), self.group)
-        most = 2 ** (self.bits - 1) - 1
-        scale = positive(w.abs().amax(2, keepdim=True) / most)
-        return ((w / scale).round_() * scale).flatten(1)[:, : x.shape[-1]].reshape(x.shape).to(x.dtype)
+        groups = self._between(grouped(x.flatten(0, -2), self.group), 2)
+        return groups.flatten(1)[:, : x.shape[-1]].reshape(x.shape)
+
+    def _between(self, x: Tensor, dim: int) -> Tensor:
+        """Unsigned, from the least to the greatest along `dim`; zero stays zero."""
+        low, high = x.amin(dim, keepdim=True).clamp(max=0), x.amax(dim, keepdim=True).clamp(min=0)
+        scale = positive((high.float() - low.float()) / (2**self.bits - 1))
+        return _through(x, scale, (-low.float() / scale).round(), self.bits)
 
     def spec(self) -> dict[str, Any]:
         found: dict[str, Any] = {"bits": self.bits, "group_size": self.group}

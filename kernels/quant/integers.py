@@ -42,6 +42,7 @@ class PerChannel:
 
     name = "int8_tensorwise"
     bits = 8
+    half = 127
 
     def pack(self, weight: Tensor) -> Tensors:
         stored, scale = weight_of(weight)
@@ -55,6 +56,14 @@ class PerChannel:
             "weight": ((rows, count), torch.int8),
             "weight_scale": ((rows,), torch.float32),
         }
+
+    def steps(self, tensors: Mapping[str, Tensor], count: int) -> Tensor:
+        """[O,count], from one code to the next."""
+        return tensors["weight_scale"].float()[:, None].expand(-1, count)
+
+    def coded(self, codes: Tensor) -> Tensor:
+        """Codes -127..127 as they are stored."""
+        return codes.to(torch.int8)
 
     def bound(self, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         return tensors["weight_scale"][:, None].expand_as(weight) * 0.5001
@@ -121,6 +130,19 @@ class Grouped:
             found["weight_zero"] = ((rows, bytes_of.width(groups, self.bits)), torch.int8)
         return found
 
+    @property
+    def half(self) -> int:
+        """With symmetry codes are -half..half."""
+        return self.levels // 2
+
+    def steps(self, tensors: Mapping[str, Tensor], count: int) -> Tensor:
+        """[O,count], from one code to the next."""
+        return tensors["weight_scale"].float().repeat_interleave(self.group, 1)[:, :count]
+
+    def coded(self, codes: Tensor) -> Tensor:
+        """Codes -half..half as they are stored."""
+        return bytes_of.pack((codes + self.half).to(torch.uint8), self.bits)
+
     def bound(self, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         """Half a level, or what a scale rounded down by a 256th clips, and half a level more of the zero point's."""
         clipped = self.levels / 2**8 * (0.5 if self.symmetric else 1)
@@ -180,6 +202,17 @@ class DualGrained:
             "weight_scale": ((rows, -(-count // self.group)), torch.int8),
             "weight_scale_2": ((rows,), torch.float32),
         }
+
+    half = 7
+
+    def steps(self, tensors: Mapping[str, Tensor], count: int) -> Tensor:
+        """[O,count], from one code to the next."""
+        scale = tensors["weight_scale"].float() * tensors["weight_scale_2"][:, None]
+        return scale.repeat_interleave(self.group, 1)[:, :count]
+
+    def coded(self, codes: Tensor) -> Tensor:
+        """Codes -7..7 as they are stored."""
+        return bytes_of.pack((codes + 7).to(torch.uint8), 4)
 
     def bound(self, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         """Of the root mean square of a group: half of its own step rounded up to a whole one."""

@@ -40,14 +40,25 @@ def pack_layer(
     activation: Activation | None = None,
 ) -> nn.Module:
     """The layer with this matrix [O,N] in a format; what lies beside it is kept in the layer's own precision."""
+    return pack_tensors(layer, form, form.pack(weight), beside, activation)
+
+
+def pack_tensors(
+    layer: Layer,
+    form: Format,
+    tensors: Mapping[str, Tensor],
+    beside: Mapping[str, Tensor] | None = None,
+    activation: Activation | None = None,
+) -> nn.Module:
+    """The same of a matrix that is packed already."""
     kept = {
         name: tensor.to(layer.weight.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in (beside or {}).items()
     }
-    return packed(layer, form, {**form.pack(weight), **kept}, activation)
+    return packed(layer, form, {**tensors, **kept}, activation)
 
 
-def whole_numbers(bits: int, group: int) -> Format:
+def whole_numbers(bits: int, group: int) -> PerChannel | Grouped:
     """8 bits per channel; fewer in groups."""
     return PerChannel() if bits == 8 else Grouped(bits, group)
 

@@ -4,12 +4,13 @@ Paper: arXiv:2405.17873 (MixDQ), sections 3.2-3.4
 Shapes: any linear layer or 2D convolution
 Units and ranges: budget in bytes, above 0, of the layers' weights together; share 0..1, or below 0 to be chosen; inputs
     8, or 0 to leave activations alone
-Cost: two integer programmes per share tried, for a known solver; then as weight-only
+Cost: two integer programmes for each share that is tried, for a known solver; then as weight-only
 Neutral: a network without any of the measured layers
 Errors: ValueError for a budget below that of the smallest formats, with the numbers, or without scipy
-Differs: losses are of the network's output at a few steps instead of whole pictures; the share between content and
-    finish is the best of nine by the sum of both groups' losses, each relative to that of its smallest formats. A
-    text's first token keeps full precision by what the full layer made of it, where it was always the same
+Differs: losses are of the final latents of short runs instead of pictures; the share between content and finish is
+    the best of 33 by the sum of both groups' losses, each relative to what it loses with as much of the budget as it
+    has of the weights. A text's first token keeps full precision by what the full layer made of it, where it was always
+    the same
 Tasks: image, video
 """
 
@@ -27,9 +28,15 @@ from ...kernels.quant.packed import Layer, matrix
 from ._calibration import Seen, Sensitivity
 from ._packing import check_range, pack_layer, pack_layers
 
+SHARES = 33
+"""That are tried."""
+Losses = Mapping[str, Mapping[str, float]]
+"""By layer and format."""
+
 
 class _Choice(NamedTuple):
     formats: dict[str, str]
+    """By layer; none if nothing fits."""
     loss: float
 
 
@@ -90,21 +97,31 @@ class MixDq:
             [self._solved(group, self.budget * part) for group, part in zip(groups, (s, 1 - s), strict=True)]
             for s in shares
         ]
-        best = min(found, key=lambda pair: sum(choice.loss for choice in pair))
+        usual = [self._usual(group) for group in groups]
+        best = min(
+            found, key=lambda pair: sum(choice.loss / u for choice, u in zip(pair, usual, strict=True))
+        )
         if any(not choice.formats for choice in best):
             raise ValueError(
                 f"share = {self.share:g} leaves one of the groups less than its smallest formats"
             )
         return best[0].formats | best[1].formats
 
-    def _shares(self, content: Mapping[str, Mapping[str, float]]) -> list[float]:
+    def _usual(self, losses: Losses) -> float:
+        """What a group loses with as much of the budget as it has of the weights, or with its smallest formats."""
+        sizes = self.sensitivity.sizes
+        part, whole = (sum(max(sizes[name].values()) for name in names) for names in (losses, sizes))
+        found = self._solved(losses, self.budget * part / whole)
+        return (found.loss if found.formats else sum(max(rows.values()) for rows in losses.values())) or 1.0
+
+    def _shares(self, content: Losses) -> list[float]:
         """From the least that content can do with to the most that the others leave it."""
         sizes = self.sensitivity.sizes
         low = sum(min(sizes[name].values()) for name in content)
         high = self.budget - sum(min(sizes[name].values()) for name in sizes if name not in content)
-        return [(low + (high - low) * i / 8) / self.budget for i in range(9)]
+        return [(low + (high - low) * i / (SHARES - 1)) / self.budget for i in range(SHARES)]
 
-    def _solved(self, losses: Mapping[str, Mapping[str, float]], budget: float) -> _Choice:
+    def _solved(self, losses: Losses, budget: float) -> _Choice:
         """One format per layer: the least sum of losses within the budget (eq. 5). Nothing fits: no formats, inf."""
         try:
             from scipy.optimize import Bounds, LinearConstraint, milp
@@ -113,15 +130,13 @@ class MixDq:
             raise ValueError(
                 "mixdq needs scipy's solver; install it: pip install 'sfumato[quant]'"
             ) from error
+        if budget <= 0:
+            return _Choice({}, float("inf"))
         pairs = [(name, title) for name, rows in losses.items() for title in rows]
         order = {name: i for i, name in enumerate(losses)}
         worst = sum(max(rows.values()) for rows in losses.values()) or 1.0
         cost = [losses[name][title] / worst for name, title in pairs]
-        bytes_of = (
-            [self.sensitivity.sizes[name][title] / budget for name, title in pairs] if budget > 0 else []
-        )
-        if not bytes_of:
-            return _Choice({}, float("inf"))
+        bytes_of = [self.sensitivity.sizes[name][title] / budget for name, title in pairs]
         places = ([order[name] for name, _ in pairs], list(range(len(pairs))))
         one_each = coo_array(([1.0] * len(pairs), places), shape=(len(order), len(pairs)))
         rules = [
@@ -132,4 +147,4 @@ class MixDq:
         if found.x is None:
             return _Choice({}, float("inf"))
         taken = {name: title for (name, title), x in zip(pairs, found.x, strict=True) if x > 0.5}
-        return _Choice(taken, float(found.fun))
+        return _Choice(taken, sum(losses[name][title] for name, title in taken.items()))

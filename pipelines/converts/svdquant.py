@@ -1,11 +1,12 @@
 """svdquant: 4-bit weights and activations; what does not fit into 4 bits goes through a low-rank branch.
 
-Paper: arXiv:2411.05007 (SVDQuant), eqs. 4-7
+Paper: arXiv:2411.05007 (SVDQuant), eqs. 4-7; arXiv:2210.17323 (GPTQ), algorithm 1, by which the rest is rounded
 Shapes: any linear layer or 2D convolution without groups, in any precision on any device
 Units and ranges: bits 2..8 and inputs 4 or 8 (0 leaves activations alone); rank 0 and up; group a multiple of 8; alphas
     0..1 each; smallest 0 and up, weights of a layer
-Cost: two thin products per layer and call; rank * (in + out) numbers beside each weight
-Neutral: smallest above every layer; rank = 0 without alphas is plain rounding
+Cost: two thin products per layer and call; rank * (in + out) numbers beside each weight. When it is made, a matrix
+    [inputs, inputs] per layer is inverted
+Neutral: smallest above every layer; rank = 0 without alphas and gptq is plain rounding
 Errors: ValueError outside these ranges
 Differs: activations of 4 bits are rounded but multiplied in floats; of 8 bits, with weights of 4, products are in 8
     bits by dual-grained scales, on a processor in float32. The branch is a product of its own, not fused. alpha is
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.quant.activations import Activation
-from ...kernels.quant.formats import Format
+from ...kernels.quant.gptq import Stepped, pack_for
 from ...kernels.quant.integers import DualGrained
 from ...kernels.quant.packed import Layer, matrix
 from ...kernels.quant.stored import low_rank
@@ -32,8 +33,8 @@ from ._packing import (
     SMALLEST,
     check_range,
     check_smallest,
-    pack_layer,
     pack_layers,
+    pack_tensors,
     rounded_rows,
     seen_rows,
     spread,
@@ -60,7 +61,9 @@ class SvdQuant:
     skip: tuple[str, ...] = ENDS
     """Names of layers that stay as they are, with * for anything."""
     seen: Seen | None = None
-    """What the layers are given; without it nothing is moved."""
+    """What the layers are given; without it nothing is moved, and rounding is plain."""
+    gptq: bool = True
+    """Make up for the rounding of each weight by those that come after it, going by what the layer is given."""
 
     def __post_init__(self) -> None:
         check_smallest(self.smallest)
@@ -81,23 +84,27 @@ class SvdQuant:
         trials: list[Tensor | None] = [None]
         if rows is not None and self.seen is not None:
             trials += [_smoothing(w, self.seen.layers[name].maxima, alpha) for alpha in self.alphas]
-        made = [self._with(layer, w, smooth) for smooth in trials]
-        if rows is None or len(made) == 1:
+        made = [self._with(layer, w, smooth, None) for smooth in trials]
+        if rows is None:
             return made[0]
         losses = [self._loss(layer, one, rows, rows @ w.T) for one in made]
-        return made[losses.index(min(losses))]
+        best = losses.index(min(losses))
+        return self._with(layer, w, trials[best], rows) if self.gptq else made[best]
 
-    def _with(self, layer: Layer, w: Tensor, smooth: Tensor | None) -> nn.Module:
-        """x W = (x / s) (s W), and s W = the branch + the rest, of which the rest is rounded."""
-        w = w if smooth is None else w * spread(smooth, w)
-        beside = {} if smooth is None else {"pre_quant_scale": smooth}
+    def _with(self, layer: Layer, w: Tensor, smooth: Tensor | None, rows: Tensor | None) -> nn.Module:
+        """x W = (x / s) (s W), and s W = the branch + the rest, of which the rest is rounded, if with rows by GPTQ."""
+        form, beside = self._form(), {} if smooth is None else {"pre_quant_scale": smooth}
+        if smooth is not None:
+            w = w * spread(smooth, w)
+            rows = None if rows is None else rows / spread(smooth, rows)
         if self.rank:
             down, up = low_rank(w, self.rank)
             w = w - up @ down
             beside |= {"low_down": down, "low_up": up}
-        return pack_layer(layer, self._form(), w, beside, self._activation())
+        tensors = form.pack(w) if rows is None else pack_for(form, w, rows)
+        return pack_tensors(layer, form, tensors, beside, self._activation())
 
-    def _form(self) -> Format:
+    def _form(self) -> Stepped:
         eight = self.bits == 4 and self.inputs == 8
         return DualGrained(self.group) if eight else whole_numbers(self.bits, self.group)
 

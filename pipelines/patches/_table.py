@@ -1,4 +1,4 @@
-"""A reuse table: which block is computed at which step. Written by the recipe `harmonica`, read by block-cache."""
+"""A reuse table: which block is computed at which step. Written by the recipe `harmonica`, obeyed by two caches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ..blocks import Span, stacks
 from ..errors import BadInput
+from ..moment import Step
+from ._reuse import Due
 
 MOST = 10_000
 """Steps or blocks of a table."""
@@ -56,6 +61,27 @@ def read_table(path: Path) -> ReuseTable:
         if not _are(int, row) or len(row) != len(blocks) or not set(row) <= {0, 1}:
             raise _refuse(path, f"needs {len(blocks)} numbers 0 or 1 in the row of step {i}")
     return ReuseTable(network, tuple(blocks), tuple(tuple(row) for row in compute))
+
+
+def obeyed(file: str, net: nn.Module) -> Due:
+    """Computes what the table of a file says; refused for another network or number of steps."""
+    table, blocks = read_table(Path(file)), [block for stack in stacks(net) for block in stack]
+    if table.network != type(net).__name__ or table.blocks != tuple(block.name for block in blocks):
+        raise BadInput(
+            "table",
+            f"table: {file} is for the {len(table.blocks)} blocks of a {table.network}, the model has {len(blocks)} of "
+            f"a {type(net).__name__}; make one for it with the recipe `harmonica`",
+        )
+
+    def due(step: Step, span: Span, last: int) -> bool:
+        if step.steps != table.steps:
+            raise BadInput(
+                "table",
+                f"table: {file} is for {table.steps} steps, the run has {step.steps}; give it as many",
+            )
+        return table.compute[step.index][span.index] == 1
+
+    return due
 
 
 def _are(kind: type, values: Any) -> bool:

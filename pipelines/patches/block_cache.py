@@ -18,16 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
 from ..blocks import Span, cut, stacks
-from ..errors import BadInput
 from ..moment import Step
 from ._reuse import Due, forecast
-from ._table import ReuseTable, read_table
+from ._table import obeyed
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,7 @@ class BlockCache:
         if not self.table and self.interval == 1:
             yield
             return
-        due = _every(self.interval)
-        if self.table:
-            found = read_table(Path(self.table))
-            if found.network != type(net).__name__ or found.blocks != tuple(block.name for block in blocks):
-                raise BadInput(
-                    "table",
-                    f"table: {self.table} is for the {len(found.blocks)} blocks of a {found.network}, the model has "
-                    f"{len(blocks)} of a {type(net).__name__}; make one for it with the recipe `harmonica`",
-                )
-            due = _by(found, self.table)
+        due = obeyed(self.table, net) if self.table else _every(self.interval)
         with forecast(net, cut([[block] for block in blocks]), kept=1, due=due, weights=_last):
             yield
 
@@ -73,17 +62,5 @@ def _last(steps: object, now: int) -> tuple[float]:
 def _every(interval: int) -> Due:
     def due(step: Step, span: Span, last: int) -> bool:
         return step.index % interval == 0 or step.index - last >= interval
-
-    return due
-
-
-def _by(table: ReuseTable, name: str) -> Due:
-    def due(step: Step, span: Span, last: int) -> bool:
-        if step.steps != table.steps:
-            raise BadInput(
-                "table",
-                f"table: {name} is for {table.steps} steps, the run has {step.steps}; give it as many",
-            )
-        return table.compute[step.index][span.index] == 1
 
     return due

@@ -93,10 +93,14 @@ def test_measuring_some_ways_alone(sfumato: Any, folder: Path) -> None:
 def test_learning_a_table(sfumato: Any, tmp_path: Path) -> None:
     folder = tiny_models.flux(tmp_path / "flux")
     (folder / "sfumato.json").write_text(json.dumps({"width": 64, "height": 64, "guidance": 2.0}))
-    ask = ("--steps", 3, "--rounds", 1, "--batch", 1)
+    ask = ("--steps", 3, "--computed", 0.7, "--pictures", 1)
     said = sfumato("train", "harmonica", folder, "-o", "t.json", *ask, "--json")
     assert said.code == 0, said.err
-    assert said.data["blocks"] == 2 and 0 < said.data["computed"] <= 1
+    assert said.data["blocks"] == 2 and said.data["computed"] == 0.6667
+    assert "trials: the final latents' error is -" in said.err
+    for wrong in ("0", "1.5", "nan"):
+        said = sfumato("train", "harmonica", folder, "-o", "u.json", "--computed", wrong)
+        assert said.code == 2 and "computed" in said.err and "Traceback" not in said.err, said.err
     ask = ("--size", "64x64", "--steps", "3", "-p", "a cube", "-m", folder)
     assert sfumato("generate", *ask, "-t", "block-cache:table=t.json").code == 0
     said = sfumato("generate", *ask, "-t", "block-cache:table=none.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from sfumato.assets.recipes.harmonica import Harmonica, _proxies, _Routed
-from sfumato.pipelines.blocks import cut, spans, stacks
+from sfumato.assets.recipes.harmonica import Harmonica
 from sfumato.pipelines.families._denoiser import NetDenoiser
 from sfumato.pipelines.loading import open_model
+from sfumato.pipelines.noise import SeededNoise
 from sfumato.pipelines.patches._table import ReuseTable, read_table
+from sfumato.pipelines.patches._weights import taylor
 from sfumato.pipelines.patches.block_cache import BlockCache
-from sfumato.pipelines.paths import flow
+from sfumato.pipelines.patches.taylorseer import TaylorSeer
+from sfumato.pipelines.paths import begin, flow
 from sfumato.pipelines.protocols import Cond
 from sfumato.pipelines.schedules.uniform import Uniform
 from sfumato.pipelines.text_to_image import TextToImage
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 
 class BasicTransformerBlock(nn.Module):
-    """Adds a vector, which grows with the time by `speed`. Named as one whose stream is known."""
+    """Adds a vector, which grows with the time's cube by `speed`. Named as one whose stream is known."""
 
     def __init__(self, speed: float) -> None:
         super().__init__()
@@ -32,7 +34,7 @@ class BasicTransformerBlock(nn.Module):
         self.speed = speed
 
     def forward(self, hidden_states: Tensor, time: Tensor) -> Tensor:
-        return hidden_states + self.vector * (1 + self.speed * time)
+        return hidden_states + self.vector * (1 + self.speed * time**3)
 
 
 class Net(nn.Module):
@@ -64,52 +66,66 @@ def toy(*speeds: float) -> Any:
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_what_never_changes_is_reused_and_what_does_is_computed(scale: float) -> None:
-    made = Harmonica(rounds=40, batch=2, price=0.003, scale=scale)(toy(0.0, 8.0, 0.0), ["a", "b"], 5)
+    """A third of the entries is what one block of three takes at every step, and two blocks at the first."""
+    made = Harmonica(computed=0.5, pictures=2, scale=scale)(toy(0.0, 8.0, 0.0), ["a", "b"], 4)
     assert made.network == "Net" and made.blocks == ("blocks.0", "blocks.1", "blocks.2")
-    assert made.compute == ((1, 1, 1), *[(0, 1, 0)] * 4)
+    assert made.compute == ((1, 1, 1), *[(0, 1, 0)] * 3)
 
 
-def test_the_price() -> None:
-    """Free computing computes all; a high price leaves the first step only."""
+def test_how_much_is_computed() -> None:
     model = toy(0.5, 3.0)
-    assert Harmonica(price=0.0)(model, ["a"], 4).share == 1
-    assert Harmonica(rounds=40, batch=1, price=1e4)(model, ["a"], 4).compute == ((1, 1), *[(0, 0)] * 3)
+    assert Harmonica(computed=1.0)(model, ["a"], 4).share == 1
+    assert Harmonica(computed=0.01)(model, ["a"], 4).compute == ((1, 1), *[(0, 0)] * 3)
+    for computed in (0.3, 0.5, 0.7):
+        found = Harmonica(computed=computed, bundles=1)(model, ["a"], 10)
+        assert found.share == computed and all(len(set(row)) == 1 for row in found.compute)
 
 
-def test_steps_that_matter_weigh_more() -> None:
-    """lambda_t is the change of the end by the error of step t, if that alone reuses, against its mean."""
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_the_best_steps_are_found(order: int) -> None:
+    """Of one block: no table that moves one full step is better, nor is the interval; the error is the latents'."""
     model = toy(3.0)
-    net, path = model.denoise.net, model.denoise.path
-    routed = _Routed([torch.full((1,), -50.0) for _ in range(4)], torch.Generator())
-    cond = model.encode(["a"], key="pos")
-    ts, x = [1.0, 0.8, 0.5, 0.2, 0.0], torch.randn(1, 8, 2, 2)
+    path = model.denoise.path
+    cond = model.encode(["a", "b"], key="pos")
+    ts = model.default_schedule(8, 8)(6, path)
+    noise = SeededNoise.batch(0, 2, (8, 2, 2), device="cpu")()
 
-    def predict(x: Tensor, t: float) -> Any:
-        return model.denoise(x, t, cond)[0]
-
-    with spans(cut(stacks(net)), routed.enters, routed.leaves):
-        told = _proxies(routed, predict, x, ts, path)
-    ends, errors = [], []
-    for reused in (None, 1, 2, 3):
-        y = x
-        for i in range(4):
-            t, u = ts[i], ts[i + 1]
-            time = ts[i - 1] if i == reused else t
-            v = net(0.1 * y, torch.tensor(time)) + cond.embeds["text"][:, :, None, None]
-            if i == reused:
-                right = net(0.1 * y, torch.tensor(t)) + cond.embeds["text"][:, :, None, None]
-                errors.append((v - right).square().mean() / right.square().mean())
+    def end(full: tuple[int, ...]) -> Tensor:
+        y = begin(path, noise, ts[0])
+        for i, (t, u) in enumerate(pairwise(ts)):
+            past = [j for j in reversed(full) if j <= i][: order + 1]
+            parts = [model.denoise.net(0.1 * y, torch.tensor(ts[j])) for j in past]
+            v = sum(w * part for w, part in zip(taylor(past, i), parts, strict=True))
+            v = v + cond.embeds["text"][:, :, None, None]
             y = y + (u - t) * v
-        ends.append(y)
-    changes = torch.stack([(end - ends[0]).square().mean() for end in ends[1:]]) / torch.stack(errors)
-    torch.testing.assert_close(told[1:], changes / changes.mean(), rtol=1e-3, atol=1e-4)
-    assert told[0] == 0
+        return y
+
+    wanted = end(tuple(range(6)))
+    tables = [(0, *some) for some in combinations(range(1, 6), 2)]
+    errors = {
+        full: float(
+            ((end(full) - wanted).square().flatten(1).mean(1) / wanted.square().flatten(1).mean(1))
+            .log10()
+            .mean()
+            * 10
+        )
+        for full in tables
+    }
+    told: list[tuple[int, float]] = []
+    made = Harmonica(computed=0.5, pictures=2, order=order)(
+        model, ["a", "b"], 6, told=lambda trials, decibels: told.append((trials, decibels))
+    )
+    found = tuple(i for i, row in enumerate(made.compute) if row[0])
+    near = {(0, *sorted({*found[1:]} - {a} | {b})) for a in found[1:] for b in (a - 1, a + 1, 5)}
+    assert errors[found] <= min(errors[full] for full in {(0, 2, 4), *near} if full in errors) + 0.01
+    assert told[-1][1] == pytest.approx(errors[found], abs=0.05)
+    assert told == sorted(told, key=lambda at: (at[0], -at[1]))
 
 
 def test_on_a_real_layout_and_back(tmp_path: Path) -> None:
     """A tiny Flux: the table is the same twice, comes back from its file, and the run obeys it; no trace is left."""
     model = open_model(tiny_models.flux(tmp_path / "flux"))
-    recipe = Harmonica(rounds=3, batch=1, price=50.0, rate=2.0, scale=2.0)
+    recipe = Harmonica(computed=0.7, pictures=1, scale=2.0)
     before = {name: id(module.forward.__func__) for name, module in model.denoise.net.named_modules()}
     made = recipe(model, ["a red cube", "two"], 3)
     assert {name: id(m.forward.__func__) for name, m in model.denoise.net.named_modules()} == before
@@ -123,10 +139,30 @@ def test_on_a_real_layout_and_back(tmp_path: Path) -> None:
     assert isinstance(made, ReuseTable) and made.steps == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [0, 1])
+def test_what_it_tells_is_what_a_run_loses(order: int, tmp_path: Path) -> None:
+    """With the built-in model, whose own pictures these are."""
+    model, prompts, steps = open_model("still-life"), ["a red cube", "a blue cone"], 6
+    scale = model.defaults.guidance
+    told: list[float] = []
+    recipe = Harmonica(computed=0.7, pictures=2, bundles=2, scale=scale, order=order)
+    recipe(model, prompts, steps, told=lambda _, decibels: told.append(decibels)).write(tmp_path / "t.json")
+    table = str(tmp_path / "t.json")
+    patch = TaylorSeer(order=order, table=table) if order else BlockCache(table=table)
+    plain, ours = (
+        TextToImage(model, patches=patches)(prompts, steps=steps, seed=0).latents
+        for patches in ((), (patch,))
+    )
+    error, signal = (x.square().flatten(1).mean(1) for x in (ours - plain, plain))
+    assert told[-1] == pytest.approx(float((error / signal).log10().mean()) * 10, abs=0.02)
+    assert told[-1] <= told[0]
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"rounds": 0}, {"batch": 0}, {"refresh": 0}, {"price": -1.0}, {"rate": 0.0}, {"scale": 0.5}]
+    "wrong",
+    [{"computed": 0.0}, {"computed": 1.1}, {"pictures": 0}, {"bundles": 0}, {"scale": 0.5}, {"order": 3}],
 )
 def test_settings_out_of_range(wrong: dict) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong)))):
         Harmonica(**wrong)
-    assert dataclasses.replace(Harmonica(), rounds=1).rounds == 1

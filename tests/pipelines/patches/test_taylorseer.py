@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from cached import counted, run
+from sfumato.pipelines.blocks import stacks
+from sfumato.pipelines.errors import BadInput
+from sfumato.pipelines.patches._table import ReuseTable
 from sfumato.pipelines.patches._weights import newton, taylor
 from sfumato.pipelines.patches.taylorseer import TaylorSeer
 from tiny_nets import tiny
@@ -61,3 +66,17 @@ def test_order_0_repeats_and_higher_orders_differ() -> None:
     assert zero.equal(zero_newton)
     assert not zero.equal(one) and not one.equal(two) and not two.equal(two_newton)
     assert (one - one_newton).norm() < 1e-4 * one.norm()
+
+
+def test_a_table_in_the_place_of_the_interval(tmp_path: Path) -> None:
+    model = tiny("flux")
+    blocks = [block.name for stack in stacks(model.denoise.net) for block in stack]
+    rows = tuple((int(step in (0, 1, 2, 4)),) * len(blocks) for step in range(6))
+    path = tmp_path / "table.json"
+    ReuseTable(type(model.denoise.net).__name__, tuple(blocks), rows).write(path)
+    wanted = run(model, TaylorSeer(2, warmup=3))
+    assert run(model, TaylorSeer(table=str(path))).equal(wanted)
+    with pytest.raises(ValueError, match="blocks by themselves"):
+        TaylorSeer(whole=True, table=str(path))
+    with pytest.raises(BadInput, match=r"none\.json cannot be read"):
+        run(model, TaylorSeer(table=str(tmp_path / "none.json")))

@@ -154,14 +154,16 @@ def _measured(
     texts, model = captions(count, split="train"), open_model(home.parent)
     found: dict[str, Any] = {}
     steps = max(2, min(STEPS, model.defaults.steps))
+    if "sensitivity" in wanted and limit is not None:
+        found["budget"] = _room(model, home, limit)
     console.say(f"calibrating on {count} captions at {steps} steps")
     if listens:
         found["seen"] = watch(model, texts, steps)
-    if "sensitivity" in wanted and limit is not None:
-        room = _room(model, home, limit)
+    if "budget" in found:
         with console.progress("layers") as step:
-            weighed = sensitivity(model, texts[:TRIED], steps, _formats(), smallest=SMALLEST, step=step)
-        return {**found, "sensitivity": weighed, "budget": room}
+            found["sensitivity"] = sensitivity(
+                model, texts[:TRIED], steps, _formats(), smallest=SMALLEST, step=step
+            )
     return found
 
 

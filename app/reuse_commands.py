@@ -84,10 +84,10 @@ def train_harmonica(
     model = open_model(find_model(locate(name).place))
     steps = model.defaults.steps if steps is None else steps
     recipe = Harmonica(computed, pictures, scale=max(model.defaults.guidance, 1.0), order=order)
-    console.say(f"{pictures} pictures at {steps} steps; every table that is better than the last is named")
+    console.say(f"{pictures} pictures at {steps} steps; the best fixed interval first, then what is better")
 
     def told(trials: int, decibels: float) -> None:
-        console.say(f"{trials} trials: the final latents' error is {decibels:.2f} dB")
+        console.say(f"trial {trials}: the final latents' error is {decibels:.2f} dB")
 
     table = recipe(model, captions(pictures, split="train"), steps, told=told)
     table.write(output)

@@ -36,6 +36,8 @@ Rows = tuple[tuple[int, ...], ...]
 """[steps][bundles], 1 where it is computed."""
 Told = Callable[[int, float], None]
 """(trials until now, decibels of the final latents' error)."""
+LEADS = 5
+"""Full steps at first that are tried, at most."""
 PASSES = 4
 """Over all entries, at most."""
 
@@ -74,11 +76,13 @@ class Harmonica:
         count = min(self.bundles, len(blocks))
         bundle_of = [i * count // len(blocks) for i in range(len(blocks))]
         first = max(1, int(self.computed * steps + 1e-9))
-        rows = tuple((int(i * first % steps < first),) * count for i in range(steps))
+        rows: Rows = ((1,) * count,) * steps
         if first < steps:
             reuse = _Reuse(bundle_of, self.order)
             with spans(cut([[block] for block in blocks]), reuse.enters, reuse.leaves), torch.no_grad():
                 trials = _Trials(reuse, *self._run(model, prompts, steps, seed), told)
+                starts = [_even(steps, first, lead, count) for lead in range(1, min(first, LEADS) + 1)]
+                rows = trials.keep(min(starts, key=trials))
                 rows = _by_bundles(_by_steps(rows, trials), trials, bundle_of)
         table = tuple(tuple(row[bundle] for bundle in bundle_of) for row in rows)
         return ReuseTable(type(net).__name__, tuple(block.name for block in blocks), table)
@@ -187,6 +191,13 @@ class _Trials:
         return self._predict(x, self._ts[i])
 
 
+def _even(steps: int, first: int, lead: int, count: int) -> Rows:
+    """As many full steps: a few that lead, and the others at equal distances."""
+    gap = (steps - lead + 1) / (first - lead + 1)
+    full = {*range(lead), *(lead - 1 + round(i * gap) for i in range(first - lead + 1))}
+    return tuple((int(i in full),) * count for i in range(steps))
+
+
 def _by_steps(rows: Rows, trials: _Trials) -> Rows:
     """Full steps moved to their neighbours or to the end, the best move at a time, until none helps."""
     while True:
@@ -195,7 +206,7 @@ def _by_steps(rows: Rows, trials: _Trials) -> Rows:
         tried = [_swapped(rows, a, b) for a, b in sorted(moves) if b < len(rows) and b not in full]
         best = min(tried, key=trials, default=rows)
         if trials(best) >= trials(rows):
-            return trials.keep(rows)
+            return rows
         rows = trials.keep(best)
 
 

@@ -57,6 +57,7 @@ def test_methods_that_calibrate(method, sfumato, tiny, tmp_path):
         (["--method", "ddim"], "not a convert"),
         (["--method", "winograd"], "packs none of the layers"),
         (["--method", "mixdq"], "chooses formats by --budget"),
+        (["--method", "mixdq", "--budget", "1kB"], "of the smallest formats"),
         (["--method", "ptq4dm", "--prompts", "0"], "nothing to calibrate"),
         (["--method", "dgq", "--bits", "4"], "leave --bits out"),
         (["--method", "lorc:rank=-1"], "rank must be in"),

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import quality
+import torch
 from harness import Options, Row, finish, interleave, machine, ratios, row
+from PIL import Image
 from sfumato.app.quantize_command import MIXED, STEPS, TRIED
 from sfumato.assets.recipes.measure import prompts
 from sfumato.kernels.quant.formats import NAMED
@@ -39,6 +41,8 @@ from torch import nn
 
 CALIBRATION = 8
 """Prompts, none of which are measured."""
+SHOWN = 4
+"""Pictures in a row of the sheet."""
 Convert = Callable[[nn.Module], nn.Module]
 
 
@@ -71,6 +75,18 @@ def mixed(model: Model) -> dict[str, Convert]:
         found[f"{name} for all"] = WeightOnly(name, skip=())
         found[f"mixdq as large as {name}"] = MixDq(weighed, sum(s[name] for s in weighed.sizes.values()))
     return found
+
+
+def sheet(model: Any, ways: dict[str, Convert], steps: int, file: Path) -> None:
+    """The first captions, in full precision and below it each way."""
+    plain, make = model.denoise.net, TextToImage(model)
+    rows = [quality.pictures(make, SHOWN, steps)]
+    for convert in ways.values():
+        model.denoise.net = convert(copy.deepcopy(plain))
+        rows.append(quality.pictures(make, SHOWN, steps))
+    model.denoise.net = plain
+    page = torch.cat([torch.cat([*row], 2) for row in rows], 1).clamp(0, 1) * 255
+    Image.fromarray(page.round().byte().permute(1, 2, 0).numpy()).save(file, optimize=True)
 
 
 def measure(model: Any, given: Options, ways: dict[str, Convert], timed: int, *, judged: bool) -> list[Row]:
@@ -118,6 +134,7 @@ def main() -> None:
         help="a method by its name in the table, to be printed alone; repeat",
     )
     parser.add_argument("--mixed", action="store_true", help="formats by layer (mixdq) beside one for all")
+    parser.add_argument("--sheet", type=Path, help="file of a picture to write, in the place of measuring")
     parser.add_argument("--dry", action="store_true", help="print, write no result")
     arguments = parser.parse_args()
     given = Options(
@@ -129,6 +146,8 @@ def main() -> None:
     )
     about, model = machine(given.device), open_model(given.model, device=given.device)
     ways = mixed(model) if arguments.mixed else methods(model, given.steps, arguments.only)
+    if arguments.sheet is not None:
+        return sheet(model, ways, given.steps, arguments.sheet)
     rows = measure(model, given, ways, arguments.timed, judged=not arguments.unjudged)
     name = Path(given.model).name
     if arguments.mixed:

@@ -4,9 +4,9 @@ As in HarmoniCa (arXiv:2410.01723, section 3) trajectories are whole, each step 
 last one, and what counts is the error of the final picture. The paper trains a router by gradients of single steps,
 weighed by a proxy of that error; stale features lead every later step the same way, which a single step doesn't see,
 and tables that were learned so here lost to fixed intervals. So the final latents themselves are compared: the table
-begins as a fixed interval, and a change stays if it brings them nearer to those of the full run. First whole steps
-move, then bundles of neighbouring blocks. Blocks are routed whole, where the paper routes attention and MLP apart. No
-training pictures are needed.
+begins with a few full steps and goes on in fixed intervals, and a change stays if it brings them nearer to those of the
+full run. First whole steps move, then bundles of neighbouring blocks. Blocks are routed whole, where the paper routes
+attention and MLP apart. No training pictures are needed.
 
 A trial costs a run of the pictures or less, as it goes on from the last full step before the change if it can. At 20
 steps and 6 bundles there are one or two hundred of them.

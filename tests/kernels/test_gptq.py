@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sfumato.kernels.quant import gptq
 from sfumato.kernels.quant.gptq import Stepped, _hessian, pack_for
 from sfumato.kernels.quant.integers import DualGrained, Grouped, PerChannel
 from torch import Tensor
@@ -44,6 +45,18 @@ def test_is_the_greedy_rule(form: Stepped, count: int) -> None:
     }
     off = (form.unpack(tensors, count) - greedy(form, weight, rows)).abs() > 1e-5
     assert off.float().mean() < 0.01  # ties
+
+
+def test_parts_of_many_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself."""
+    form, (weight, rows) = PerChannel(), given(200)
+    monkeypatch.setattr(gptq, "MOST", 128)
+    told = form.unpack(pack_for(form, weight, rows), 200)
+    steps = form.steps(form.pack(weight), 200)
+    codes = [
+        gptq._codes(weight[:, at], steps[:, at], rows[:, at], 127) for at in (slice(128), slice(128, 200))
+    ]
+    assert torch.allclose(told, torch.cat(codes, 1) * steps)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import Console
 from .faults import refuse
+
+if TYPE_CHECKING:
+    from ..pipelines.patches._table import ReuseTable
 
 Name = Annotated[str, typer.Argument(help="built-in or remembered model, or a folder")]
 Steps = Annotated[
@@ -79,6 +82,8 @@ def train_harmonica(
     from ..pipelines.loading import find_model, open_model
     from .registry import locate
 
+    if output.is_dir():
+        raise refuse("output", str(output), "is a folder; name a file for the table")
     if not computed > 0:
         raise refuse("computed", str(computed), "leaves nothing to compute; give a share above 0")
     model = open_model(find_model(locate(name).place))
@@ -86,7 +91,8 @@ def train_harmonica(
     recipe = Harmonica(computed, pictures, scale=max(model.defaults.guidance, 1.0), order=order)
     console.say(f"{pictures} pictures at {steps} steps; the best fixed interval first, then what is better")
 
-    def told(trials: int, decibels: float) -> None:
+    def told(trials: int, decibels: float, best: ReuseTable) -> None:
+        best.write(output)  # so that stopping early loses nothing
         console.say(f"trial {trials}: the final latents' error is {decibels:.2f} dB")
 
     table = recipe(model, captions(pictures, split="train"), steps, told=told)

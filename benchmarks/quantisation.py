@@ -96,7 +96,7 @@ def measure(model: Any, given: Options, ways: dict[str, Convert], timed: int, *,
     full = quality.pictures(make, count, given.steps)
     rows = [row("full precision: all right", [quality.all_right(full)], "share")] if judged else []
     for name, convert in ways.items():
-        packed = convert(copy.deepcopy(plain)).to(device=given.device)
+        since, packed = len(rows), convert(copy.deepcopy(plain)).to(device=given.device)
 
         def run(net: nn.Module) -> None:
             model.denoise.net = net
@@ -111,7 +111,7 @@ def measure(model: Any, given: Options, ways: dict[str, Convert], timed: int, *,
             model.denoise.net = packed
             made = quality.pictures(make, count, given.steps)
             rows += quality.rows(name, made, full, judged=judged)
-            print(*rows[-5:], sep="\n", flush=True)
+            print(*rows[since:], sep="\n", flush=True)
         finally:
             model.denoise.net = plain
     return rows

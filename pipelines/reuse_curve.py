@@ -43,7 +43,9 @@ class ReuseCurve:
 
     def write(self, folder: Path) -> Path:
         path = folder / CURVE
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        part = folder / f"{CURVE}.part"
+        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
         return path
 
 

@@ -34,8 +34,8 @@ from ...pipelines.stopping import poll
 
 Rows = tuple[tuple[int, ...], ...]
 """[steps][bundles], 1 where it is computed."""
-Told = Callable[[int, float], None]
-"""(trials until now, decibels of the final latents' error)."""
+Told = Callable[[int, float, ReuseTable], None]
+"""(trials until now, decibels of the final latents' error, the best table until now)."""
 LEADS = 5
 """Full steps at first that are tried, at most."""
 PASSES = 4
@@ -77,15 +77,23 @@ class Harmonica:
         bundle_of = [i * count // len(blocks) for i in range(len(blocks))]
         first = max(1, int(self.computed * steps + 1e-9))
         rows: Rows = ((1,) * count,) * steps
+
+        def table(rows: Rows) -> ReuseTable:
+            compute = tuple(tuple(row[bundle] for bundle in bundle_of) for row in rows)
+            return ReuseTable(type(net).__name__, tuple(block.name for block in blocks), compute)
+
+        def better(trials: int, decibels: float, rows: Rows) -> None:
+            if told is not None:
+                told(trials, decibels, table(rows))
+
         if first < steps:
             reuse = _Reuse(bundle_of, self.order)
             with spans(cut([[block] for block in blocks]), reuse.enters, reuse.leaves), torch.no_grad():
-                trials = _Trials(reuse, *self._run(model, prompts, steps, seed), told)
+                trials = _Trials(reuse, *self._run(model, prompts, steps, seed), better)
                 starts = [_even(steps, first, lead, count) for lead in range(1, min(first, LEADS) + 1)]
                 rows = trials.keep(min(starts, key=trials))
                 rows = _by_bundles(_by_steps(rows, trials), trials, bundle_of)
-        table = tuple(tuple(row[bundle] for bundle in bundle_of) for row in rows)
-        return ReuseTable(type(net).__name__, tuple(block.name for block in blocks), table)
+        return table(rows)
 
     def _run(
         self, model: Model, prompts: Sequence[str], steps: int, seed: int
@@ -138,10 +146,10 @@ class _Trials:
         x: Tensor,
         ts: Sequence[float],
         path: Path,
-        told: Told | None,
+        better: Callable[[int, float, Rows], None],
     ) -> None:
         self._reuse, self._predict, self._ts, self._path = reuse, predict, ts, path
-        self._told = told
+        self._better = better
         self._known: dict[Rows, float] = {}
         bundles, steps = max(reuse.bundle_of) + 1, len(ts) - 1
         self._rows: Rows = ((1,) * bundles,) * steps
@@ -164,8 +172,7 @@ class _Trials:
     def keep(self, rows: Rows) -> Rows:
         """The table that the next ones are changes of."""
         self._xs, self._rows = self._from(rows, 0), rows
-        if self._told:
-            self._told(len(self._known), self(rows))
+        self._better(len(self._known), self(rows), rows)
         return rows
 
     def _since(self, rows: Rows, change: int) -> int:

@@ -36,15 +36,15 @@ class Activation:
             return _through(
                 x, torch.tensor(self.scale.scale), torch.tensor(float(self.scale.zero)), self.bits
             )
-        return self._between(x.flatten(1), 1).view(x.shape)
+        return self._between(x, tuple(range(1, x.ndim)))
 
     def _in_groups(self, x: Tensor) -> Tensor:
-        groups = self._between(grouped(x.flatten(0, -2), self.group), 2)
+        groups = self._between(grouped(x.flatten(0, -2), self.group), (2,))
         return groups.flatten(1)[:, : x.shape[-1]].reshape(x.shape)
 
-    def _between(self, x: Tensor, dim: int) -> Tensor:
-        """Unsigned, from the least to the greatest along `dim`; zero stays zero."""
-        low, high = x.amin(dim, keepdim=True).clamp(max=0), x.amax(dim, keepdim=True).clamp(min=0)
+    def _between(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        """Unsigned, from the least to the greatest along the axes; zero stays zero."""
+        low, high = x.amin(dims, keepdim=True).clamp(max=0), x.amax(dims, keepdim=True).clamp(min=0)
         scale = positive((high.float() - low.float()) / (2**self.bits - 1))
         return _through(x, scale, (-low.float() / scale).round(), self.bits)
 

@@ -22,7 +22,6 @@ DAMP = 0.01
 """Of the mean diagonal of H, added to it."""
 BLOCK = 128
 """Columns whose errors are gathered before the later ones are changed."""
-
 MOST = 2048
 """Columns of a part; H of as many takes 34 MB."""
 

@@ -132,7 +132,9 @@ class Grouped:
 
     @property
     def half(self) -> int:
-        """With symmetry codes are -half..half."""
+        """Codes are -half..half, which only those of symmetry are."""
+        if not self.symmetric:
+            raise ValueError("codes with a zero point have no middle; take symmetric = True")
         return self.levels // 2
 
     def steps(self, tensors: Mapping[str, Tensor], count: int) -> Tensor:
@@ -165,6 +167,7 @@ class DualGrained:
     group: int = 64
     name = "int4_int8"
     bits = 4
+    half = 7
 
     def __post_init__(self) -> None:
         check_group(self.group)
@@ -202,8 +205,6 @@ class DualGrained:
             "weight_scale": ((rows, -(-count // self.group)), torch.int8),
             "weight_scale_2": ((rows,), torch.float32),
         }
-
-    half = 7
 
     def steps(self, tensors: Mapping[str, Tensor], count: int) -> Tensor:
         """[O,count], from one code to the next."""

@@ -4,8 +4,8 @@ Paper: arXiv:2411.05007 (SVDQuant), eqs. 4-7; arXiv:2210.17323 (GPTQ), algorithm
 Shapes: any linear layer or 2D convolution without groups, in any precision on any device
 Units and ranges: bits 2..8 and inputs 4 or 8 (0 leaves activations alone); rank 0 and up; group a multiple of 8; alphas
     0..1 each; smallest 0 and up, weights of a layer
-Cost: two thin products per layer and call; rank * (in + out) numbers beside each weight. When it is made, a matrix
-    [inputs, inputs] per layer is inverted
+Cost: two thin products per layer and call; rank * (in + out) numbers beside each weight. When it is made, matrices of
+    up to 2048 inputs are inverted
 Neutral: smallest above every layer; rank = 0 without alphas and gptq is plain rounding
 Errors: ValueError outside these ranges
 Differs: activations of 4 bits are rounded but multiplied in floats; of 8 bits, with weights of 4, products are in 8

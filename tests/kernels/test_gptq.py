@@ -59,6 +59,11 @@ def test_parts_of_many_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(told, torch.cat(codes, 1) * steps)
 
 
+def test_zero_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="symmetric = True"):
+        pack_for(Grouped(4, 16, symmetric=False), *given(48))
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_inputs_that_have_nothing_to_do_with_each_other(form: Stepped) -> None:
     """Plain rounding, where that is to the nearest."""

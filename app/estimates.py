@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from ..pipelines.protocols import Cond, Model
+import math
+
+from ..pipelines.protocols import Cond, Model, Patch
 from ..pipelines.rehearsal import Need, decoding, sampling
 from ..pipelines.tiles import Tiled, working
+from .builder import build, slot_of
+from .faults import refuse
 from .planning import GB, Estimate
 from .rates import rates, seconds
 from .requests import SamplingRequest
-from .room import Room
-from .weighing import Weights
+from .room import Room, beside, give_back, room
+from .weighing import Weights, weighed
 
 FIRST_CALLS = 32_000_000
 """Bytes of code and tables that torch and oneDNN load as they first compute."""
@@ -17,6 +21,8 @@ UNKNOWN = 64
 """Copies of its latents that a network is taken to hold where it can't be rehearsed."""
 LAYERS = 512
 """Features of each cell of the latents there."""
+CACHE = "block cache"
+"""The slot of patches that remember what blocks gave."""
 FAULTS = (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 """What a network may raise when it looks for numbers where there are only shapes."""
 
@@ -29,7 +35,7 @@ def estimate(
     batch = min(request.batch, request.count)
     given = Room(given.held + (0 if request.device.startswith("cuda") else FIRST_CALLS), given.most)
     conds = _conds(request, model)
-    sample = _sampled(model, conds, request.width, request.height, batch)
+    sample = _sampled(request, model, conds, batch)
     decode = _decoded(request, model)
     held = (
         weights.staying + int(min(request.offload * GB, weights.moving)) if request.offload else weights.total
@@ -50,11 +56,31 @@ def estimate(
     return Estimate(phases, given.held, weights.total, given.most, took)
 
 
+def at_once(model: Model, conds: list[Cond], most: int, caches: list[Patch], steps: int) -> tuple[int, int]:
+    """How many pictures of the model's own size fit into memory together, up to `most`, and the peak in bytes.
+
+    For what learns from whole runs. Refused with the numbers if not even one fits.
+    """
+    give_back()
+    device = next(model.denoise.net.parameters()).device
+    now, own = room(str(device)), model.defaults
+    base = beside(model, now.held) + weighed(model, Weights()).total + FIRST_CALLS
+    batch = most
+    while True:
+        need = _called(model, conds, (own.width, own.height), batch, caches, steps).peak
+        if base + need <= now.most:
+            return batch, base + need
+        if batch == 1:
+            break
+        batch = -(-batch // 2)
+    remedy = (
+        f"is too little: one picture of {own.width}x{own.height} at a time needs {(base + need) / GB:.2f} GB"
+    )
+    raise refuse("memory", f"{now.most / GB:.2f} GB", f"{remedy}; end other programs or take a smaller model")
+
+
 def _numbers(model: Model, request: SamplingRequest) -> int:
-    count = 1
-    for axis in model.latent_shape(request.width or 0, request.height or 0):
-        count *= axis
-    return count
+    return math.prod(model.latent_shape(request.width or 0, request.height or 0))
 
 
 def _conds(request: SamplingRequest, model: Model) -> list[Cond]:
@@ -64,14 +90,26 @@ def _conds(request: SamplingRequest, model: Model) -> list[Cond]:
     return [pos] if unguided else [pos, model.encode([""], key="neg")]
 
 
-def _sampled(model: Model, conds: list[Cond], width: int, height: int, batch: int) -> Need:
+def _sampled(request: SamplingRequest, model: Model, conds: list[Cond], batch: int) -> Need:
+    size = (request.width or 0, request.height or 0)
+    caches = [build(technique) for technique in request.techniques if slot_of(technique) == CACHE]
+    return _called(model, conds, size, batch, caches, request.steps or 1)
+
+
+def _called(
+    model: Model, conds: list[Cond], size: tuple[int, int], batch: int, caches: list[Patch], steps: int
+) -> Need:
+    """Calls of the network; the peak with what caches remember, the work as if nothing were reused."""
     try:
-        return sampling(model, conds, width, height, batch)
+        plain = sampling(model, conds, *size, batch)
     except FAULTS:
-        count = 1
-        for axis in model.latent_shape(width, height)[1:]:
-            count *= axis
-        return Need(4 * UNKNOWN * LAYERS * count * batch * len(conds), {})
+        cells = math.prod(model.latent_shape(*size)[1:])
+        return Need(4 * UNKNOWN * LAYERS * cells * batch * len(conds), {})
+    if not caches:
+        return plain
+    return Need(
+        max(plain.peak, sampling(model, conds, *size, batch, patches=caches, steps=steps).peak), plain.work
+    )
 
 
 def _decoded(request: SamplingRequest, model: Model) -> Need:

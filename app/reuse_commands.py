@@ -80,6 +80,8 @@ def train_harmonica(
     from ..assets.recipes.harmonica import Harmonica
     from ..assets.recipes.measure import prompts as captions
     from ..pipelines.loading import find_model, open_model
+    from ..pipelines.patches.taylorseer import TaylorSeer
+    from .estimates import GB, at_once
     from .registry import locate
 
     if output.is_dir():
@@ -88,8 +90,12 @@ def train_harmonica(
         raise refuse("computed", str(computed), "leaves nothing to compute; give a share above 0")
     model = open_model(find_model(locate(name).place))
     steps = model.defaults.steps if steps is None else steps
-    recipe = Harmonica(computed, pictures, scale=max(model.defaults.guidance, 1.0), order=order)
-    console.say(f"{pictures} pictures at {steps} steps; the best fixed interval first, then what is better")
+    scale = max(model.defaults.guidance, 1.0)
+    conds = [model.encode([""], key=key) for key in ("pos", "neg")[: 1 if scale == 1 else 2]]
+    batch, peak = at_once(model, conds, pictures, [TaylorSeer(warmup=order + 1, order=order)], steps)
+    recipe = Harmonica(computed, pictures, scale=scale, batch=batch, order=order)
+    console.say(f"{pictures} pictures at {steps} steps, {batch} at once in {peak / GB:.2f} GB")
+    console.say("the best fixed interval first, then what is better")
 
     def told(trials: int, decibels: float, best: ReuseTable) -> None:
         best.write(output)  # so that stopping early loses nothing

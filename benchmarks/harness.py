@@ -123,7 +123,7 @@ def write(
 
 def command() -> str:
     """The command line, without the names of this machine's folders."""
-    places = {"--folder": "FOLDER", "--table": "TABLE", "--forecast": "TABLE"}
+    places = {"--folder": "FOLDER", "--table": "TABLE"}
     given = [places.get(before, word) for before, word in pairwise(["", *sys.argv[1:]])]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 

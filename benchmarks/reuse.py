@@ -29,16 +29,13 @@ def ways(model: Model) -> dict[str, Way]:
     return {text: way(text, scale) for text in candidates(model, scale)}
 
 
-def tables(model: Model, repeated: Sequence[Path], forecast: Sequence[Path]) -> dict[str, Way]:
+def tables(model: Model, files: Sequence[Path]) -> dict[str, Way]:
     """Learned tables, and the fixed intervals beside them."""
-    kinds = (("block-cache:", repeated), ("taylorseer:order=1,", forecast))
     texts: dict[str, str] = {}
-    for kind, files in kinds:
-        values = (2, 3) if files else ()
-        texts |= {f"{kind}interval={value}": f"{kind}interval={value}" for value in values}
-        texts |= {
-            f"{kind}table of {read_table(file).share:.0%} computed": f"{kind}table={file}" for file in files
-        }
+    for file, table in [(file, read_table(file)) for file in files]:
+        kind = f"taylorseer:order={table.order}," if table.order else "block-cache:"
+        texts |= {f"{kind}interval={value}": f"{kind}interval={value}" for value in (2, 3)}
+        texts[f"{kind}table of {table.share:.0%} computed"] = f"{kind}table={file}"
     return {name: way(text, guiding_scale(model)) for name, text in texts.items()}
 
 
@@ -76,19 +73,12 @@ def main() -> None:
         default=[],
         help="file made by `sfumato train harmonica`; repeat",
     )
-    parser.add_argument(
-        "--forecast",
-        type=Path,
-        action="append",
-        default=[],
-        help="file made by `sfumato train harmonica --order 1`; repeat",
-    )
     parser.add_argument("--dry", action="store_true", help="print, write no result")
     arguments = parser.parse_args()
     given = Options(arguments.model, arguments.repeats, arguments.steps, arguments.device, arguments.dry)
     about, model = machine(given.device), open_model(given.model, device=given.device)
     name = Path(given.model).name
-    learned = tables(model, arguments.table, arguments.forecast)
+    learned = tables(model, arguments.table)
     rows = measure(model, given, learned or ways(model), arguments.judged)
     if learned:
         finish(f"harmonica-{name}", f"Learned tables and fixed intervals, {name}", rows, about, given)

@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,10 +27,14 @@ from torch.utils.flop_counter import flop_registry
 from ..kernels.foretold import LISTENER
 from .families._common import Checkpoint
 from .heap import Event, held
-from .protocols import Cond, Model
+from .moment import Step, stepping
+from .protocols import Cond, Model, Patch
 
 OWN = (".quant.packed", ".quant.layers", ".quant.fused", ".quant.winograd_int8", ".winograd")
 """Layers of ours that go through torch on meta, or tell there what they would take."""
+
+FILLING = 4
+"""Steps after which caches that are in use remember what they can: three differences and what follows from them."""
 
 
 class Need(NamedTuple):
@@ -179,17 +183,34 @@ def _plain() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager")
 
 
-def sampling(model: Model, conds: Sequence[Cond], width: int, height: int, batch: int) -> Need:
-    """One evaluation of the network for these conditions, which may be on meta or not."""
+def sampling(
+    model: Model,
+    conds: Sequence[Cond],
+    width: int,
+    height: int,
+    batch: int,
+    *,
+    patches: Sequence[Patch] = (),
+    steps: int = 1,
+) -> Need:
+    """One evaluation of the network for these conditions, which may be on meta or not.
+
+    With patches it is the first few of a run of so many steps, until caches hold all that they ever will.
+    """
     net = model.denoise.net
     _check(net)
     device = next((weight.device.type for weight in net.parameters()), "cpu")
-    start = model.denoise.path.start
+    start, run = model.denoise.path.start, object()
 
     def act() -> None:
         x = torch.empty(batch, *model.latent_shape(width, height), device="meta")
         told = [Cond(cond.key, {name: _meta(value) for name, value in cond.embeds.items()}) for cond in conds]
-        model.denoise(x, start * 0.5, *told)
+        with ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch(net))
+            for index in range(min(steps, FILLING) if patches else 1):
+                with stepping(Step(index, steps, run)):
+                    model.denoise(x, start * 0.5, *told)
 
     return rehearse(act, [net], processor=device == "cpu")
 

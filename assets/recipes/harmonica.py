@@ -54,14 +54,19 @@ class Harmonica:
     """Parts of the network that are routed apart, 1 and up; there are no more than blocks."""
     scale: float = 1.0
     """Guidance scale of the trajectories, 1 and up; 1 is off."""
+    batch: int = 12
+    """Of them at once, 1 and up; fewer take less memory."""
     order: int = 0
     """Of the differences by which blocks are forecast, 0..2: 0 for block-cache, the order of a taylorseer."""
 
     def __post_init__(self) -> None:
         if not 0 < self.computed <= 1:
             raise ValueError(f"computed must be above 0 and at most 1, got {self.computed}")
-        if self.pictures < 1 or self.bundles < 1:
-            raise ValueError(f"pictures and bundles must be 1 or more, got {self.pictures}, {self.bundles}")
+        if self.pictures < 1 or self.bundles < 1 or self.batch < 1:
+            raise ValueError(
+                "pictures, bundles and batch must be 1 or more, "
+                f"got {self.pictures}, {self.bundles}, {self.batch}"
+            )
         if not 1 <= self.scale <= 100:
             raise ValueError(f"scale must be in 1..100, got {self.scale}")
         if not 0 <= self.order <= 2:
@@ -80,7 +85,7 @@ class Harmonica:
 
         def table(rows: Rows) -> ReuseTable:
             compute = tuple(tuple(row[bundle] for bundle in bundle_of) for row in rows)
-            return ReuseTable(type(net).__name__, tuple(block.name for block in blocks), compute)
+            return ReuseTable(type(net).__name__, tuple(block.name for block in blocks), compute, self.order)
 
         def better(trials: int, decibels: float, rows: Rows) -> None:
             if told is not None:
@@ -97,15 +102,20 @@ class Harmonica:
 
     def _run(
         self, model: Model, prompts: Sequence[str], steps: int, seed: int
-    ) -> tuple[Predict, Tensor, Sequence[float], Path]:
+    ) -> tuple[list[Predict], Tensor, Sequence[float], Path]:
+        """Predictions of each batch, the noise of all, times and path."""
         own, path = model.defaults, model.denoise.path
         ts = model.default_schedule(own.width, own.height)(steps, path)
         texts = [prompts[i % len(prompts)] for i in range(self.pictures)]
         neg = None if self.scale == 1 else model.encode([""], key="neg")
-        predict = Cfg(self.scale)(model.denoise, Conds(model.encode(texts, key="pos"), neg))
+        size = _equal(self.pictures, self.batch)
+        predicts = [
+            Cfg(self.scale)(model.denoise, Conds(model.encode(texts[i : i + size], key="pos"), neg))
+            for i in range(0, self.pictures, size)
+        ]
         shape, device = model.latent_shape(own.width, own.height), next(model.denoise.net.parameters()).device
         noise = SeededNoise.batch(seed, self.pictures, shape, device=device)
-        return predict, begin(path, noise(), ts[0]), ts, path
+        return predicts, begin(path, noise(), ts[0]), ts, path
 
 
 class _Reuse:
@@ -142,14 +152,14 @@ class _Trials:
     def __init__(
         self,
         reuse: _Reuse,
-        predict: Predict,
+        predicts: Sequence[Predict],
         x: Tensor,
         ts: Sequence[float],
         path: Path,
         better: Callable[[int, float, Rows], None],
     ) -> None:
-        self._reuse, self._predict, self._ts, self._path = reuse, predict, ts, path
-        self._better = better
+        self._reuse, self._predicts, self._ts, self._path = reuse, predicts, ts, path
+        self._better, self._batch = better, _equal(len(x), -(-len(x) // len(predicts)))
         self._known: dict[Rows, float] = {}
         bundles, steps = max(reuse.bundle_of) + 1, len(ts) - 1
         self._rows: Rows = ((1,) * bundles,) * steps
@@ -183,19 +193,30 @@ class _Trials:
 
     def _from(self, rows: Rows, since: int) -> list[Tensor]:
         """`_xs` of these rows, which are like `_rows` before step `since`, a full one."""
-        xs = self._xs[: since + 1]
+        batches = zip(*(x.split(self._batch) for x in self._xs[: since + 1]), strict=True)
+        found = [self._of(p, list(xs), rows, since) for p, xs in zip(self._predicts, batches, strict=True)]
+        return [torch.cat(xs) for xs in zip(*found, strict=True)]
+
+    def _of(self, predict: Predict, xs: list[Tensor], rows: Rows, since: int) -> list[Tensor]:
+        """The same of one batch, whose first steps are `xs`."""
+
+        def at(i: int) -> Pred:
+            poll()
+            self._reuse.step, self._reuse.row = i, rows[i]
+            return predict(xs[i], self._ts[i])
+
         self._reuse.begin()
         earlier = [i for i in range(since) if all(rows[i])]
         for i in earlier[max(len(earlier) - self._reuse.order, 0) :]:
-            self._at(rows, i, xs[i])  # what the blocks added then
+            at(i)  # what the blocks added then
         for i in range(since, len(rows)):
-            xs.append(_next(self._at(rows, i, xs[i]), self._path, self._ts[i + 1]))
+            xs.append(_next(at(i), self._path, self._ts[i + 1]))
         return xs
 
-    def _at(self, rows: Rows, i: int, x: Tensor) -> Pred:
-        poll()
-        self._reuse.step, self._reuse.row = i, rows[i]
-        return self._predict(x, self._ts[i])
+
+def _equal(count: int, most: int) -> int:
+    """Pictures of each batch but the last, so that no batch is much smaller."""
+    return -(-count // -(-count // most))
 
 
 def _even(steps: int, first: int, lead: int, count: int) -> Rows:

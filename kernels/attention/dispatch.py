@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from . import int8, linear, tiles
+from . import int8, linear, native, tiles
 from .call import Backend, Call, check, nothing, unmasked
 from .choice import fastest
 from .dense import CUDNN, DENSE, SDPA
@@ -16,19 +16,46 @@ from .packages import FLASH, FLASH3, SAGE, XFORMERS
 from .tensor_cores import TRITON_INT8
 
 
-def _int8_lacks() -> str | None:
-    found = int8.available()
+def _kernel_lacks() -> str | None:
+    found = native.available()
     return None if found is None else f"lacks its kernel ({found})"
 
 
-def _int8_refuses(call: Call) -> str | None:
+def _on_processor(call: Call, most: int) -> str | None:
+    """What our kernels in C++ refuse, which take up to `most` features."""
     if call.q.device.type != "cpu" or {t.dtype for t in call[:3]} != {torch.float32}:
         return (
             f"computes in float32 on a processor, and the tensors are {call.q.dtype} on {call.q.device.type}"
         )
-    if call.q.shape[3] > int8.MOST_FEATURES:
-        return f"takes up to {int8.MOST_FEATURES} features, and there are {call.q.shape[3]}"
-    return unmasked(call)
+    if call.q.shape[3] > most:
+        return f"takes up to {most} features, and there are {call.q.shape[3]}"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call[:4]):
+        return "has no gradients, and the tensors ask for them"
+    return None
+
+
+def _native_refuses(call: Call) -> str | None:
+    refused = _on_processor(call, native.MOST_FEATURES)
+    if refused is None and call.bias is not None and _by_key(call) is None:
+        return "takes a mask by keys alone"
+    return refused
+
+
+def _by_key(call: Call) -> Tensor | None:
+    """The bias as [B or 1,S], if queries and heads share it."""
+    bias, keys = call.bias, call.k.shape[2]
+    if bias is None or (bias.ndim > 1 and bias.shape[-2] != 1) or (bias.ndim > 2 and bias.shape[-3] != 1):
+        return None
+    flat = bias.expand(*bias.shape[:-1], keys).reshape(-1, keys)
+    return torch.zeros(flat.shape).masked_fill(~flat, -torch.inf) if flat.dtype == torch.bool else flat
+
+
+def _native(call: Call) -> Tensor:
+    return native.attend(call.q, call.k, call.v, call.scale, _by_key(call))
+
+
+def _int8_refuses(call: Call) -> str | None:
+    return _on_processor(call, int8.MOST_FEATURES) or unmasked(call)
 
 
 def _int8(call: Call) -> Tensor:
@@ -43,12 +70,14 @@ def _linear(call: Call) -> Tensor:
     return linear.attend(call.q, call.k, call.v)
 
 
-INT8 = Backend("int8", _int8_lacks, _int8_refuses, _int8, error=0.05)
+NATIVE = Backend("native", _kernel_lacks, _native_refuses, _native)
+INT8 = Backend("int8", _kernel_lacks, _int8_refuses, _int8, error=0.05)
 TILES = Backend("tiles", nothing, unmasked, _tiles, error=float("inf"), chosen=False)
 LINEAR = Backend("linear", nothing, unmasked, _linear, error=float("inf"), chosen=False)
 
 BACKENDS: Mapping[str, Backend] = {
-    b.name: b for b in (SDPA, DENSE, CUDNN, XFORMERS, FLASH, FLASH3, SAGE, INT8, TRITON_INT8, TILES, LINEAR)
+    b.name: b
+    for b in (SDPA, DENSE, CUDNN, XFORMERS, FLASH, FLASH3, SAGE, NATIVE, INT8, TRITON_INT8, TILES, LINEAR)
 }
 """All of them. `auto` beside these names picks one."""
 AUTO = "auto"

@@ -8,13 +8,14 @@ For no mask, in float32; a batch is its singles, bit for bit.
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import torch
 from torch import Tensor
 
-from ..native.library import library
+from .native import available, called
+
+__all__ = ["available"]
 
 KEYS = 256
 """Keys whose weights share a scale."""
@@ -23,35 +24,9 @@ DOUBLING = 32
 MOST_FEATURES = 256
 
 
-def available() -> str | None:
-    """None where the kernel runs; else what is lacking."""
-    return library().lacking or None
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """q [B,H,L,D], k and v [B,H,S,D] float32 on a processor -> [B,H,L,D], whose memory is that of [B,L,H,D]."""
-    functions = library().functions
-    assert functions is not None, library().lacking
-    batch, heads, queries, features = q.shape
-    if not 0 < features <= MOST_FEATURES or {q.dtype, k.dtype, v.dtype} != {torch.float32}:
-        raise ValueError(f"q must be float32 with 1..{MOST_FEATURES} features, got {q.dtype} with {features}")
-    if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != features or not k.shape[2]:
-        raise ValueError(
-            f"k and v must be [{batch},{heads},S,{features}], got {list(k.shape)}, {list(v.shape)}"
-        )
-    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
-    out = torch.empty(batch, queries, heads, features).transpose(1, 2)
-    strides = (ctypes.c_int64 * 12)(*(t.stride(axis) for t in (q, k, v, out) for axis in (0, 1, 2)))
-    failed = functions.sfumato_attention_int8(
-        *(ctypes.c_void_p(t.data_ptr()) for t in (q, k, v, out)),
-        strides,
-        *(batch, heads, queries, k.shape[2], features),
-        ctypes.c_float(1 / math.sqrt(features) if scale is None else scale),
-        torch.get_num_threads(),
-    )
-    if failed:
-        raise MemoryError(f"attention over {k.shape[2]} tokens found no memory for its packed keys")
-    return out
+    return called("sfumato_attention_int8", MOST_FEATURES, (q, k, v), scale)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

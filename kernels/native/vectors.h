@@ -47,10 +47,9 @@ inline __m512i four(const void* x) {
     return _mm512_set1_epi32(bytes);
 }
 
-// e^x to 2e-7.
-inline __m512 exponential(__m512 x) {
-    x = _mm512_mul_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(1.4426950408889634f));
-    x = _mm512_min_ps(x, _mm512_set1_ps(127.0f));
+// 2^x to 2e-7, for x up to 127; 0 below -200.
+inline __m512 power_of_two(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 f = _mm512_sub_ps(x, n);
     __m512 p = _mm512_set1_ps(1.5403530e-4f);
@@ -61,6 +60,11 @@ inline __m512 exponential(__m512 x) {
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(p, n);
+}
+
+// e^x to 2e-7.
+inline __m512 exponential(__m512 x) {
+    return power_of_two(_mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.4426950408889634f)), _mm512_set1_ps(127.0f)));
 }
 
 // 1 / x, to the last bit or two, for x of ordinary size.

@@ -27,6 +27,8 @@ class ReuseTable:
     blocks: tuple[str, ...]
     """Dotted names of the blocks, in the order in which the network runs them."""
     compute: tuple[tuple[int, ...], ...]
+    order: int = 0
+    """Of the differences by which blocks are forecast that are not computed; 0 repeats what they added last."""
 
     @property
     def steps(self) -> int:
@@ -52,27 +54,34 @@ def read_table(path: Path) -> ReuseTable:
         raise BadInput("table", f"table: {path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise BadInput("table", f"table: {path} is no JSON") from error
-    if not isinstance(found, dict) or set(found) != {"network", "blocks", "compute"}:
-        raise _refuse(path, "needs network, blocks and compute, and nothing else")
-    network, blocks, compute = found["network"], found["blocks"], found["compute"]
+    if not isinstance(found, dict) or set(found) != {"network", "blocks", "compute", "order"}:
+        raise _refuse(path, "needs network, blocks, compute and order, and nothing else")
+    network, blocks, compute, order = (found[name] for name in ("network", "blocks", "compute", "order"))
     if not isinstance(network, str) or not _are(str, blocks) or not isinstance(compute, list):
         raise _refuse(path, "needs a name, a list of names and a list of rows")
+    if type(order) is not int or not 0 <= order <= 2:
+        raise _refuse(path, "needs an order of 0, 1 or 2")
     if not 0 < len(blocks) <= MOST or not 0 < len(compute) <= MOST:
         raise _refuse(path, f"needs 1..{MOST} blocks and steps")
     for i, row in enumerate(compute):
         if not _are(int, row) or len(row) != len(blocks) or not set(row) <= {0, 1}:
             raise _refuse(path, f"needs {len(blocks)} numbers 0 or 1 in the row of step {i}")
-    return ReuseTable(network, tuple(blocks), tuple(tuple(row) for row in compute))
+    return ReuseTable(network, tuple(blocks), tuple(tuple(row) for row in compute), order)
 
 
-def obeyed(file: str, net: nn.Module) -> Due:
-    """Computes what the table of a file says; refused for another network or number of steps."""
+def obeyed(file: str, net: nn.Module, order: int) -> Due:
+    """Computes what the table of a file says; refused for another order, network or number of steps."""
     table, blocks = read_table(Path(file)), [block for stack in stacks(net) for block in stack]
     if table.network != type(net).__name__ or table.blocks != tuple(block.name for block in blocks):
         raise BadInput(
             "table",
             f"table: {file} is for the {len(table.blocks)} blocks of a {table.network}, the model has {len(blocks)} of "
             f"a {type(net).__name__}; make one for it with the recipe `harmonica`",
+        )
+    if table.order != order:
+        use = f"taylorseer:order={table.order}" if table.order else "block-cache"
+        raise BadInput(
+            "table", f"table: {file} was learned for order {table.order}, not {order}; use it by {use}"
         )
 
     def due(step: Step, span: Span, last: int) -> bool:

@@ -36,7 +36,7 @@ class Attention:
     slot: ClassVar[str] = "attention"
 
     backend: str = AUTO
-    """auto (the fastest here, measured once), sdpa, dense, cudnn, xformers, flash, flash3, sage, int8, triton-int8, tiles or linear."""  # noqa: E501
+    """auto (the fastest here, measured once), sdpa, dense, cudnn, xformers, flash, flash3, sage, native, int8, triton-int8, tiles or linear."""  # noqa: E501
     sites: tuple[str, ...] = ("*",)
     """Which layers: self, cross, joint, or dotted names with * for anything."""
     error: float = 0.0

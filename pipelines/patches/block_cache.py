@@ -6,7 +6,7 @@ Units and ranges: interval 1 and up, in steps of the loop; table a JSON file of 
 Cost: 1 or 2 streams per block and branch of memory; no network evaluations
 Neutral: interval = 1 without a table (the network is left alone)
 Errors: ValueError for an interval below 1, or a network without the site 'blocks'; BadInput for a table that cannot be
-    read, or was made for another network or number of steps
+    read, or was made for another order, network or number of steps
 Differs: whole blocks where the papers cache attention and MLP apart. A branch that has nothing to reuse is computed,
     whatever the table says, so the first step always is. Nothing is reused outside the loop. A resumed run begins with
     an empty cache
@@ -49,7 +49,7 @@ class BlockCache:
         if not self.table and self.interval == 1:
             yield
             return
-        due = obeyed(self.table, net) if self.table else _every(self.interval)
+        due = obeyed(self.table, net, 0) if self.table else _every(self.interval)
         with forecast(net, cut([[block] for block in blocks]), kept=1, due=due, weights=_last):
             yield
 

@@ -61,12 +61,15 @@ class FirstBlock:
         old = torch.zeros(0, dtype=torch.bool)  # rows of the call at hand that reuse
         passing = False
 
+        def whole(branch: _Branch) -> bool:
+            return len(branch.tails) == len(found) - 1
+
         def decided(residual: Tensor) -> Tensor:
             """Which rows reuse; the others' residual is remembered."""
             answers = []
             for branch, part in zip(memory.branches, residual.chunk(len(memory.branches)), strict=True):
-                head, whole = branch.head, len(branch.tails) == len(found) - 1
-                if head is None or not whole or head.shape != part.shape:
+                head = branch.head
+                if head is None or not whole(branch) or head.shape != part.shape:
                     branch.head, answer = part, torch.zeros(len(part), dtype=torch.bool, device=part.device)
                 else:
                     answer = _change(part, head) < self.threshold
@@ -86,7 +89,7 @@ class FirstBlock:
             if span.index == 0:
                 assert after is not None
                 old = decided(minus(after, before)[hidden])
-                passing = bool(old.all())
+                passing = all(map(whole, memory.branches)) and bool(old.all())
                 return after
             kept = [branch.tails.get(span.index) for branch in memory.branches]
             if after is None:

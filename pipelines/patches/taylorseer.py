@@ -63,7 +63,7 @@ class TaylorSeer:
         if self.interval == 1 and not self.table:
             yield
             return
-        due = obeyed(self.table, net) if self.table else self._due
+        due = obeyed(self.table, net, self.order) if self.table else self._due
         found = cut(parts if self.whole else [[block] for stack in parts for block in stack])
         weights = newton if self.newton else taylor
         with forecast(net, found, kept=self.order + 1, due=due, weights=weights):

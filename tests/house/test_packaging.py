@@ -25,7 +25,8 @@ OF_AN_EXTRA = {"app/server": "serve", "kernels/triton": "gpu", "app/ui": "ui"}
 KERNELS = tuple(
     f"kernels/native/{name}"
     for name in (
-        "attention.cpp",
+        "attention_float.cpp",
+        "attention_int8.cpp",
         "norms.h",
         "products.cpp",
         "roundings.cpp",

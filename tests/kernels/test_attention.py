@@ -104,7 +104,9 @@ def test_auto_is_exact_unless_told_otherwise(kept: Path) -> None:
     call = Call(*made(1, 2, 64, 32))
     assert pick(call).error == 0
     if not torch.cuda.is_available():
-        assert pick(call).name == "sdpa" and not kept.exists(), "one alone is not measured"
+        halves = Call(*(t.half() for t in call[:3]))
+        assert pick(halves).name == "sdpa", "one alone is not measured"
+        assert not any("float16" in file.read_text() for file in kept.glob("*.json"))
 
 
 @pytest.mark.skipif(int8.available() is not None, reason=str(int8.available()))
@@ -117,17 +119,18 @@ def test_auto_measures_once_and_keeps_it(
     (file,) = kept.glob("*.json")
     found = json.loads(file.read_text())
     (place,) = found
-    assert place == "cpu float32 512x512 d32" and set(found[place]) == {"sdpa", "int8"}
+    assert place == "cpu float32 512x512 d32" and set(found[place]) == {"sdpa", "native", "int8"}
     assert first.name == min(found[place], key=found[place].get)
     assert len(caplog.messages) == 1 and f"takes {first.name} for {place}" in caplog.messages[0]
 
-    found[place] = {"sdpa": 2.0, "int8": 1.0}
+    found[place] = {"sdpa": 2.0, "native": 3.0, "int8": 1.0}
     file.write_text(json.dumps(found))
     monkeypatch.setattr(choice, "_known", {})
     monkeypatch.setattr(choice, "_measured", None)  # would fail if it were called
     assert pick(Call(q, k, v), 0.1).name == "int8"
     assert pick(Call(*made(3, 4, 257, 32)), 0.1).name == "int8", "the batch is not part of the class"
     assert pick(Call(q, k, v), 0.01).name == "sdpa", "int8 errs by more"
+    assert pick(Call(q.half(), k.half(), v.half()), 0.1).name == "sdpa", "the others are for float32"
     assert relative(attention(q, k, v, error=0.1), int8.attend(q, k, v)) == 0
 
 

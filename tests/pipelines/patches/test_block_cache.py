@@ -13,6 +13,7 @@ from sfumato.pipelines.blocks import cut, spans, stacks
 from sfumato.pipelines.errors import BadInput
 from sfumato.pipelines.patches._table import ReuseTable, read_table
 from sfumato.pipelines.patches.block_cache import BlockCache
+from sfumato.pipelines.patches.taylorseer import TaylorSeer
 from tiny_nets import tiny
 
 STEPS = 6
@@ -22,9 +23,9 @@ def names(net: Any) -> tuple[str, ...]:
     return tuple(block.name for stack in stacks(net) for block in stack)
 
 
-def table(net: Any, rows: list[list[int]], folder: Path) -> str:
-    path = folder / "table.json"
-    ReuseTable(type(net).__name__, names(net), tuple(map(tuple, rows))).write(path)
+def table(net: Any, rows: list[list[int]], folder: Path, order: int = 0) -> str:
+    path = folder / f"table{order}.json"
+    ReuseTable(type(net).__name__, names(net), tuple(map(tuple, rows)), order).write(path)
     return str(path)
 
 
@@ -71,19 +72,31 @@ def test_a_table_for_something_else(tmp_path: Path) -> None:
         BadInput, match=r"for the 3 blocks of a SD3\w+, the model has 4 of a FluxTransformer2DModel"
     ):
         run(model, BlockCache(table=path))
+    forecast = table(model.denoise.net, [[1] * 4] * STEPS, tmp_path, order=1)
+    assert run(model, TaylorSeer(table=forecast)).equal(run(model))
+    for wrong, words in (
+        (BlockCache(table=forecast), "for order 1, not 0; use it by taylorseer:order=1"),
+        (TaylorSeer(order=2, table=forecast), "for order 1, not 2; use it by taylorseer:order=1"),
+        (
+            TaylorSeer(table=table(model.denoise.net, [[1] * 4] * STEPS, tmp_path)),
+            "not 1; use it by block-cache",
+        ),
+    ):
+        with pytest.raises(BadInput, match=words):
+            run(model, wrong)
     short = table(model.denoise.net, [[1] * 4] * 4, tmp_path)
     with pytest.raises(BadInput, match="is for 4 steps, the run has 6; give it as many"):
         run(model, BlockCache(table=short))
 
 
 def test_a_table_comes_back(tmp_path: Path) -> None:
-    made = ReuseTable("Net", ("a.0", "a.1"), ((1, 1), (0, 1)))
+    made = ReuseTable("Net", ("a.0", "a.1"), ((1, 1), (0, 1)), 2)
     made.write(tmp_path / "deep" / "t.json")
     assert read_table(tmp_path / "deep" / "t.json") == made
     assert (made.steps, made.share) == (2, 0.75)
 
 
-GOOD = {"network": "Net", "blocks": ["a"], "compute": [[1], [0]]}
+GOOD = {"network": "Net", "blocks": ["a"], "compute": [[1], [0]], "order": 0}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +104,9 @@ GOOD = {"network": "Net", "blocks": ["a"], "compute": [[1], [0]]}
     [
         ("{", "is no JSON"),
         ("[" * 100_000, "is no JSON"),
-        ("[]", "needs network, blocks and compute"),
+        ("[]", "needs network, blocks, compute and order"),
+        (json.dumps(GOOD | {"order": 3}), "needs an order of 0, 1 or 2"),
+        (json.dumps(GOOD | {"order": True}), "needs an order of 0, 1 or 2"),
         (json.dumps(GOOD | {"more": 1}), "and nothing else"),
         (json.dumps(GOOD | {"blocks": [1]}), "a list of names"),
         (json.dumps(GOOD | {"compute": []}), "1..10000 blocks and steps"),

@@ -73,7 +73,7 @@ def test_a_table_in_the_place_of_the_interval(tmp_path: Path) -> None:
     blocks = [block.name for stack in stacks(model.denoise.net) for block in stack]
     rows = tuple((int(step in (0, 1, 2, 4)),) * len(blocks) for step in range(6))
     path = tmp_path / "table.json"
-    ReuseTable(type(model.denoise.net).__name__, tuple(blocks), rows).write(path)
+    ReuseTable(type(model.denoise.net).__name__, tuple(blocks), rows, 1).write(path)
     wanted = run(model, TaylorSeer(2, warmup=3))
     assert run(model, TaylorSeer(table=str(path))).equal(wanted)
     with pytest.raises(ValueError, match="blocks by themselves"):

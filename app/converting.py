@@ -20,7 +20,7 @@ from .faults import refuse
 from .requests import SamplingRequest
 from .words import Words
 
-FLOAT_ONLY = ("int8", "winograd", "w8a8", "fused-qkv")
+FLOAT_ONLY = ("int8", "winograd", "products", "w8a8", "fused-qkv")
 """After these a LoRA finds no weights to act on."""
 
 

@@ -94,6 +94,7 @@ def _resident(facts: Facts) -> str | None:
 
 WINOGRAD = (Part("winograd", (_no_loras,)),)
 INT8 = (Part("int8", (_no_loras, _int8)),)
+PRODUCTS = (Part("products", (_no_loras, _projections, _native)),)
 ATTENTION = (Part("attention:backend=native", (_native,)),)
 INT8_ATTENTION = (Part("int8-attention", (_native,)),)
 LAYOUT = (Part("channels-last"),)
@@ -111,7 +112,7 @@ FOUR_BITS = (
 
 LEVELS: Mapping[str, Mapping[str, tuple[tuple[Part, ...], ...]]] = {
     "cpu": {
-        "exact": (WINOGRAD, ATTENTION),
+        "exact": (PRODUCTS, WINOGRAD, ATTENTION),
         "balanced": (INT8, WINOGRAD, INT8_ATTENTION),
         "fast": (INT8, WINOGRAD, INT8_ATTENTION),
         "small": ((Part("weight-only"),),),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FILE = "costs.json"
 KINDS = ("convolution", "product", "attention", "moved")
 """Operations per second, and bytes written per second."""
-OWN = ("bytewise", "winograd")
+OWN = ("bytewise", "winograd", "dense")
 """Of our own kernels, which are for float32 on a processor."""
 SHORTEST = 0.05
 """Seconds for which each is repeated."""
@@ -115,16 +115,20 @@ def _own(x: Tensor, a: Tensor) -> dict[str, float]:
     """Of our own kernels, at the same pictures and rows."""
     from torch import nn
 
+    from ..kernels.dense import DenseLinear
+    from ..kernels.native.around import available as native
     from ..kernels.quant.int8 import available
     from ..kernels.quant.layers import Int8Linear
     from ..kernels.winograd import WinogradConv2d
 
     width = a.shape[1]
     around = WinogradConv2d(nn.Conv2d(width, width, 3, padding=1))
-    eight: nn.Module = nn.Linear(width, 4 * width)
-    eight = eight if available() else Int8Linear(eight)
+    plain = nn.Linear(width, 4 * width)
+    eight = plain if available() else Int8Linear(plain)
+    dense = plain if native() else DenseLinear(plain)
     return {
         "bytewise": _per_second(lambda: eight(a), 2.0 * a.numel() * 4 * width, False),
+        "dense": _per_second(lambda: dense(a), 2.0 * a.numel() * 4 * width, False),
         "winograd": _per_second(lambda: around(x), 2.0 * x.numel() * 9 * width, False),
     }
 

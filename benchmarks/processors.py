@@ -21,12 +21,16 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
 from networks import DIT
 from sfumato.pipelines.converts.int8 import Int8
+from sfumato.pipelines.converts.products import Products
 from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.doors.architectures import architecture
+from sfumato.pipelines.patches.attention import Attention
 from sfumato.pipelines.patches.int8_attention import Int8Attention
+from sfumato.pipelines.protocols import Patch
 from torch import Tensor, nn
 
 Run = Callable[[], Tensor]
+PATCHES: dict[str, Patch] = {"int8-attention": Int8Attention(), "attention": Attention("native")}
 
 
 class Answering(nn.Module):
@@ -82,7 +86,8 @@ def cases() -> dict[str, Case]:
     latents = torch.randn(2, 4, 64, 64, generator=rng)
     text = torch.randn(2, 77, 768, generator=rng)
     guided = (latents, torch.tensor([500, 500]), text)
-    exact, whole = {"exact": ("winograd",)}, {"8 bits": ("int8", "winograd", "int8-attention")}
+    exact = {"exact": ("products", "winograd", "attention")}
+    whole = {"8 bits": ("int8", "winograd", "int8-attention")}
     fp32, int8 = "OpenVINO float32", "OpenVINO 8 bits"
     return {
         "unet": Case(
@@ -132,10 +137,10 @@ def network(case: Case) -> nn.Module:
 def run_of(case: Case, techniques: tuple[str, ...], stack: ExitStack) -> Run:
     net = network(case)
     for name in techniques:
-        if name == "int8-attention":
-            stack.enter_context(Int8Attention()(net))
+        if name in PATCHES:
+            stack.enter_context(PATCHES[name](net))
         else:
-            {"int8": Int8(), "winograd": Winograd()}[name](net)
+            {"int8": Int8(), "products": Products(), "winograd": Winograd()}[name](net)
 
     def run() -> Tensor:
         with torch.no_grad():

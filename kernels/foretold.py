@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Literal
 
-Kind = Literal["bytewise", "winograd"]
-"""Products of 8-bit numbers, and convolutions by Winograd."""
+Kind = Literal["bytewise", "winograd", "dense"]
+"""Products of 8-bit numbers, convolutions by Winograd, and products of floats."""
 Listener = Callable[[Kind, float, int], None]
 
 LISTENER: ContextVar[Listener | None] = ContextVar("LISTENER", default=None)

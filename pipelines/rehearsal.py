@@ -30,7 +30,7 @@ from .heap import Event, held
 from .moment import Step, stepping
 from .protocols import Cond, Model, Patch
 
-OWN = (".quant.packed", ".quant.layers", ".quant.fused", ".quant.winograd_int8", ".winograd")
+OWN = (".quant.packed", ".quant.layers", ".quant.fused", ".quant.winograd_int8", ".winograd", ".dense")
 """Layers of ours that go through torch on meta, or tell there what they would take."""
 
 FILLING = 4
@@ -43,8 +43,8 @@ class Need(NamedTuple):
     peak: int
     """Bytes at once, inputs included."""
     work: Mapping[str, float]
-    """Multiplications and additions in `convolution`, `product` and `attention`, and in our own kernels' `bytewise`
-    and `winograd`; bytes written, as `moved`.
+    """Multiplications and additions in `convolution`, `product` and `attention`, and in our own kernels' `bytewise`,
+    `winograd` and `dense`; bytes written, as `moved`.
     """
 
 

@@ -29,6 +29,7 @@ from ..native.around import (
     norm_fields,
     seen,
 )
+from ..native.products import LayerNorm, Product
 from .int8 import Geometry, Weight, restored, rounded
 
 MOST_INPUTS = 65_000
@@ -41,15 +42,6 @@ class Stored(NamedTuple):
     pixels: Tensor
     scale: Tensor
     zero: Tensor
-
-
-class LayerNorm(NamedTuple):
-    """A layer norm before a linear layer: an equal share of the rows has each of the G factors and shifts."""
-
-    factor: Tensor | None
-    """[G,I]"""
-    shift: Tensor | None
-    eps: float
 
 
 class _Rows(ctypes.Structure):
@@ -66,19 +58,6 @@ class _Pictures(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "channels", "padded")),
         *((name, ctypes.c_int64) for name in ("pad_y", "pad_x", "times")),
         *NORM_FIELDS,
-        ("threads", ctypes.c_int32),
-    )
-
-
-class _Product(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_scale", "bias", "weight_sum")),
-        *((name, ctypes.c_void_p) for name in ("scale", "zero", "shift", "gain", "residual", "out")),
-        *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "inputs", "outputs")),
-        *((name, ctypes.c_int64) for name in ("out_height", "out_width", "taps_y", "taps_x")),
-        *((name, ctypes.c_int64) for name in ("stride_y", "stride_x", "dilation_y", "dilation_x")),
-        *((name, ctypes.c_int64) for name in ("gate", "halves", "share")),
-        ("factor", ctypes.c_float),
         ("threads", ctypes.c_int32),
     )
 
@@ -169,6 +148,12 @@ class Matrix(nn.Module):
             *(at(stored), self.outputs, self.inputs, count, at(self.packed), at(self.sums))
         )
 
+    def rows(self, x: Tensor, norm: LayerNorm | None = None) -> Stored:
+        return stored_rows(x, norm)
+
+    def pictures(self, x: Tensor, norm: Norm | None = None) -> Stored:
+        return stored_pictures(x, (0, 0), norm)
+
     def forward(
         self, x: Stored, geometry: Geometry = POINTWISE, after: After = PLAIN, out: Tensor | None = None
     ) -> Tensor:
@@ -183,10 +168,10 @@ class Matrix(nn.Module):
             places = pictures * size[0] * size[1]
             tell("bytewise", 2.0 * places * ky * kx * inputs * self.outputs, 8 * places)
             return out
-        given = _Product(
+        given = Product(
             *(at(t) for t in (x.pixels, self.packed, self.scale, self.bias, self.sums)),
             *(at(t) for t in (x.scale, x.zero, shift, gain, residual, out)),
-            *(pictures, height, width, inputs, self.outputs, *size, ky, kx, sy, sx, dy, dx),
+            *(pictures, height, width, inputs // 4, self.outputs, *size, ky, kx, sy, sx, dy, dx),
             *(GATES.index(after.gate), int(after.halves)),
             1 if gain is None else pictures * size[0] * size[1] // len(gain),
             *(after.factor, torch.get_num_threads()),

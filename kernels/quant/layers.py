@@ -14,6 +14,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..native.around import PLAIN, After, Norm, available
+from ..native.products import Linear
 from ..winograd import fits
 from .fused import MOST_INPUTS, POINTWISE, Matrix, stored_pictures, stored_rows
 from .int8 import Geometry, PackedConv, PackedLinear, geometry_of, weight_of
@@ -24,7 +25,7 @@ LEAST_INPUTS = 9 * 32
 """Of a 3 x 3 convolution that goes by tiles: the map costs what fewer save."""
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Linear):
     """x [...,I] float32 -> [...,O] float32."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -38,16 +39,6 @@ class Int8Linear(nn.Module):
         if isinstance(self.product, PackedLinear):
             return self.product(x)
         return self.after(x)
-
-    def after(self, x: Tensor, after: After = PLAIN) -> Tensor:
-        """With something done to the product; only with a `Matrix`."""
-        if after.residual is not None:
-            after = after._replace(residual=after.residual.reshape(-1, 1, 1, self.out_features))
-        out = cast("Matrix", self.product)(stored_rows(x.reshape(-1, self.in_features)), after=after)
-        return out.view(*x.shape[:-1], -1)
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 class Int8Conv2d(nn.Module):

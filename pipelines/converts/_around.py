@@ -19,12 +19,14 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...kernels.dense import DenseConv2d, DenseLinear
 from ...kernels.native.around import After, Norm
-from ...kernels.quant.fused import Matrix, stored_pictures
+from ...kernels.native.products import Linear, Matrix
 from ...kernels.quant.layers import Int8Conv2d, Int8Linear
 from ...kernels.winograd import WinogradConv2d
 from ._attending import Adaptive, Attending, Feeding, GatedGEGLU, GatedGELU, GatedSwiGLU, Joined, fast
 
+OURS = (Int8Linear, Int8Conv2d, DenseLinear, DenseConv2d, WinogradConv2d)
 FEW = 32
 """Rows up to which a float32 layer goes faster as weights @ inputs than as inputs @ weights: 1.3 to 5 times here."""
 
@@ -82,8 +84,9 @@ class Straight(Transformer2DModel):
     """A UNet's transformer: its norm goes with the rounding, its tokens back to pixels without a copy, and summed."""
 
     def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
-        rounded = stored_pictures(hidden_states, (0, 0), _norm(self.norm)._replace(gate="none"))
-        tokens = cast("Matrix", self.proj_in.product)(rounded).flatten(1, 2)
+        product: Matrix = self.proj_in.product
+        normed = product.pictures(hidden_states, _norm(self.norm)._replace(gate="none"))
+        tokens = product(normed).flatten(1, 2)
         return tokens, tokens.shape[2]
 
     def _get_output_for_continuous_inputs(
@@ -97,15 +100,15 @@ class Straight(Transformer2DModel):
     ) -> Tensor:
         after = After(residual=residual.permute(0, 2, 3, 1))
         if self.use_linear_projection:
-            out = cast("Int8Linear", self.proj_out).after(hidden_states, after)
+            out = cast("Linear", self.proj_out).after(hidden_states, after)
             return out.view(batch_size, height, width, -1).permute(0, 3, 1, 2)
         pixels = hidden_states.view(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
-        return cast("Int8Conv2d", self.proj_out).after(pixels, after)
+        return cast("Int8Conv2d | DenseConv2d", self.proj_out).after(pixels, after)
 
 
 def gathered(net: nn.Module) -> nn.Module:
     """The network, with each block going the shorter way where its layers allow it; as it was if none was exchanged."""
-    if not any(isinstance(layer, Int8Linear | Int8Conv2d | WinogradConv2d) for layer in net.modules()):
+    if not any(isinstance(layer, OURS) for layer in net.modules()):
         return net
     for block in net.modules():
         if isinstance(block, Attention) and type(block.processor) is AttnProcessor2_0 and fast(block.to_q):

@@ -1,8 +1,8 @@
-"""diffusers' transformer blocks in 8 bits: norms go with the rounding, gates, gains and sums with the products."""
+"""diffusers' transformer blocks around our layers: norms go before their products; gates, gains and sums with them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from diffusers.models.activations import GEGLU, GELU, SwiGLU
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
@@ -10,8 +10,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...kernels.dense import DenseConv2d, DenseLinear
 from ...kernels.native.around import After, Gate
-from ...kernels.quant.fused import LayerNorm, Matrix, Stored, stored_rows
+from ...kernels.native.products import LayerNorm, Linear
+from ...kernels.quant.fused import Matrix
 from ...kernels.quant.layers import Int8Conv2d, Int8Linear
 from ...kernels.quant.winograd_int8 import Tiled
 
@@ -33,7 +35,7 @@ NOTHING = Beside()
 class Gated(nn.Module):
     """A linear layer and the gate on its outputs, or on the half of them that multiplies the other."""
 
-    proj: Int8Linear
+    proj: Linear
     does: After
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -69,10 +71,11 @@ class Feeding(FeedForward):
             group = first // share
             part = slice(first, min(first + at_once, (group + 1) * share))
             norm, gain, residual = _part(beside, groups, group)
-            held = inner.proj.product(stored_rows(flat[part], norm), after=inner.does)
+            first_product, second_product = inner.proj.product, outer.product
+            held = first_product(first_product.rows(flat[part], norm), after=inner.does)
             added = None if residual is None else residual.reshape(len(flat), 1, 1, -1)[part]
             after = After(gain=gain, residual=added)
-            outer.product(stored_rows(held.view(len(held), -1)), after=after, out=out[part])
+            second_product(second_product.rows(held.view(len(held), -1)), after=after, out=out[part])
         return out.view(*hidden_states.shape[:-1], -1)
 
 
@@ -101,17 +104,17 @@ class Attending(AttnProcessor2_0):
             out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return out
         batch, tokens = hidden_states.shape[:2]
-        rows = _rows(hidden_states, beside.norm)
-        seen = rows if encoder_hidden_states is None else _rows(encoder_hidden_states)
+        rows = attn.to_q.product.rows(hidden_states.reshape(batch * tokens, -1), beside.norm)
+        text = encoder_hidden_states
+        seen = rows if text is None else attn.to_k.product.rows(text.reshape(-1, text.shape[-1]))
         q, k, v = (
-            cast("Matrix", layer.product)(rows).view(batch, -1, attn.heads, layer.out_features // attn.heads)
+            layer.product(rows).view(batch, -1, attn.heads, layer.out_features // attn.heads)
             for layer, rows in ((attn.to_q, rows), (attn.to_k, seen), (attn.to_v, seen))
         )
         mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         after = After(gain=beside.gain, residual=beside.residual)
-        return cast("Int8Linear", attn.to_out[0]).after(
-            mixed.transpose(1, 2).reshape(batch, tokens, -1), after
-        )
+        out = attn.to_out[0].after(mixed.transpose(1, 2).reshape(batch, tokens, -1), after)
+        return out
 
 
 def _plain(attn: Any, x: Tensor, mask: Tensor | None) -> bool:
@@ -119,11 +122,8 @@ def _plain(attn: Any, x: Tensor, mask: Tensor | None) -> bool:
     norms = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
     straight = attn.rescale_output_factor == 1 and not attn.residual_connection and not any(norms)
     straight = straight and mask is None and x.ndim == 3
-    return straight and all(map(fast, (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])))
-
-
-def _rows(x: Tensor, norm: LayerNorm | None = None) -> Stored:
-    return stored_rows(x.reshape(-1, x.shape[-1]), norm)
+    layers = (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])
+    return straight and all(map(fast, layers)) and len({type(layer) for layer in layers}) == 1
 
 
 class Joined(BasicTransformerBlock):
@@ -198,5 +198,6 @@ def _norm(layer: nn.LayerNorm) -> LayerNorm:
 
 
 def fast(layer: object) -> bool:
-    """Whether the layer computes in 8 bits in C++."""
-    return isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(layer.product, Matrix | Tiled)
+    """Whether the layer computes in C++."""
+    eight = isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(layer.product, Matrix | Tiled)
+    return eight or isinstance(layer, DenseLinear | DenseConv2d)

@@ -45,7 +45,7 @@ struct Bytes {
     static ALWAYS void add(Sums& sums, __m512i x, __m512i weights) { dot(sums, x, weights); }
 };
 struct Floats {
-    static constexpr int64_t WEIGHTS = 200 << 10, ACTIVATIONS = 4096 << 10, PLACES = 4096;
+    static constexpr int64_t WEIGHTS = 300 << 10, ACTIVATIONS = 4096 << 10, PLACES = 4096;
     using Sums = __m512;
     static ALWAYS Sums none() { return _mm512_setzero_ps(); }
     static ALWAYS void add(Sums& sums, __m512i x, __m512i weights) {

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t HELD = 4 << 20;  // bytes between the stages
+constexpr int64_t HELD = 8 << 20;  // bytes between the stages
 
 struct Convolution : Around {
     const float* matrix;  // [36][outputs/16][inputs][16]

@@ -36,7 +36,7 @@ COMPILED = "compile:sizes=seen"
         ("balanced", Facts("cpu", "float32"), ("int8", "winograd", "int8-attention")),
         ("balanced", Facts("cpu", "float32", native="needs a compiler"), ("int8", "winograd")),
         ("balanced", Facts("cpu", "float32", int8="has none"), ("winograd", "int8-attention")),
-        ("exact", Facts("cpu", "float32"), ("winograd", "attention:backend=native")),
+        ("exact", Facts("cpu", "float32"), ("products", "winograd", "attention:backend=native")),
         ("exact", Facts("cpu", "float32", native="needs a compiler"), ("winograd",)),
         ("exact", Facts("cpu", "float32", loras=True), ("attention:backend=native",)),
         ("small", Facts("cpu", "float32", loras=True), ("weight-only",)),

@@ -11,6 +11,7 @@ import torch
 from agreement import relative
 from diffusers import DiTTransformer2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from sfumato.kernels.dense import DenseConv2d, DenseLinear
 from sfumato.kernels.native.around import available as lacking
 from sfumato.kernels.quant.int8 import available
 from sfumato.kernels.quant.layers import Int8Conv2d, Int8Linear
@@ -18,6 +19,7 @@ from sfumato.kernels.quant.winograd_int8 import Tiled
 from sfumato.kernels.winograd import WinogradConv2d
 from sfumato.pipelines.converts import _around, _attending
 from sfumato.pipelines.converts.int8 import Int8
+from sfumato.pipelines.converts.products import Products
 from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.guidance.cfg import Cfg
 from sfumato.pipelines.loading import open_model
@@ -70,18 +72,46 @@ def test_winograd(tmp_path: Path) -> None:
     assert relative(ours[1:], latents(model, seed=8)) < 1e-5
 
 
-@pytest.mark.parametrize("convert", [pytest.param(Int8(), marks=needs_int8), Winograd()])
+@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_products(name: str, tmp_path: Path) -> None:
+    model = open_model(FAMILIES[name](tmp_path / name))
+    plain, net = latents(model), model.denoise.net
+    ends = {n: m for n, m in net.named_modules() if any(fnmatchcase(n, end) for end in Products().skip)}
+    Products(smallest=10**9)(net)
+    assert torch.equal(latents(model), plain)
+    assert Products(smallest=64)(net) is net and DenseLinear in kinds(net)
+    assert (DenseConv2d in kinds(net)) == (name == "sd")
+    assert all(net.get_submodule(n) is m for n, m in ends.items())
+    ours = latents(model, count=2)
+    assert 0 < relative(ours[:1], plain) < 1e-4
+    assert relative(ours[1:], latents(model, seed=8)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pytest.param(Int8(), marks=needs_int8),
+        pytest.param(Products(), marks=pytest.mark.skipif(lacking() is not None, reason=str(lacking()))),
+        Winograd(),
+    ],
+)
 def test_refused(convert: Any, tmp_path: Path) -> None:
     model = open_model(tiny_models.stable_diffusion(tmp_path / "sd"), dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"in float32 on a processor, this one is torch\.bfloat16 on cpu"):
         convert(model.denoise.net)
-    for wrong in (lambda: Int8(smallest=-1), lambda: Int8(tiled=-1), lambda: Winograd(0)):
+    for wrong in (
+        lambda: Int8(smallest=-1),
+        lambda: Int8(tiled=-1),
+        lambda: Winograd(0),
+        lambda: Products(-1),
+    ):
         with pytest.raises(ValueError, match="or more, got"):
             wrong()
 
 
 @pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
-@pytest.mark.parametrize("convert", [Int8(smallest=64), Winograd(8)])
+@pytest.mark.parametrize("convert", [Int8(smallest=64), Winograd(8), Products(smallest=64)])
 def test_blocks_go_the_shorter_way_and_compute_the_same(convert: Any, tmp_path: Path) -> None:
     """Each block that was given another class against the class that it had, over the same layers."""
     net = open_model(tiny_models.stable_diffusion(tmp_path / "sd")).denoise.net
@@ -94,8 +124,9 @@ def test_blocks_go_the_shorter_way_and_compute_the_same(convert: Any, tmp_path: 
     )
     ours = net(x, t, text, return_dict=False)[0]
     names = lengthened(net)
-    assert {"Residual", "Repeated"} <= names
-    assert ({"GatedGEGLU", "Feeding", "Joined", "Straight", "Slender"} <= names) == isinstance(convert, Int8)
+    assert ({"Residual", "Repeated"} <= names) == (not isinstance(convert, Products))
+    transformers = {"GatedGEGLU", "Feeding", "Joined", "Straight", "Slender"}
+    assert (transformers <= names) == (not isinstance(convert, Winograd))
     longer = net(x, t, text, return_dict=False)[0]
     # rounding to 8 bits sees sums in another order, and a picture as a whole where it saw rows
     assert relative(ours, longer) < (0.04 if isinstance(convert, Int8) else 1e-5)
@@ -129,7 +160,9 @@ def lengthened(net: torch.nn.Module) -> set[str]:
 
 
 @pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
-def test_blocks_that_follow_the_time_go_the_shorter_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("convert", [Int8(smallest=64), Products(smallest=64)])
+def test_blocks_that_follow_the_time_go_the_shorter_way(convert: Any) -> None:
+    exact = isinstance(convert, Products)
     torch.manual_seed(0)
     net = DiTTransformer2DModel(
         num_attention_heads=4,
@@ -144,15 +177,15 @@ def test_blocks_that_follow_the_time_go_the_shorter_way(tmp_path: Path) -> None:
     given = (torch.randn(3, 4, 16, 16), torch.tensor([5, 500, 900]), torch.tensor([1, 2, 3]))
     with torch.no_grad():
         plain = net(*given, return_dict=False)[0]
-        Int8(smallest=64)(net)
+        convert(net)
         ours = net(*given, return_dict=False)[0]
         for i in range(3):
             alone = net(*(part[i : i + 1] for part in given), return_dict=False)[0]
-            assert relative(alone, ours[i : i + 1]) < 1e-2
+            assert relative(alone, ours[i : i + 1]) < (1e-5 if exact else 1e-2)
         assert {"Adaptive", "Feeding", "GatedGELU", "Slender"} <= lengthened(net)
         longer = net(*given, return_dict=False)[0]
-    assert relative(ours, longer) < 0.02
-    assert 0 < relative(ours, plain) < 0.06
+    assert relative(ours, longer) < (1e-5 if exact else 0.02)
+    assert 0 < relative(ours, plain) < (1e-5 if exact else 0.06)
 
 
 @pytest.mark.skipif(lacking() is not None, reason=str(lacking()))

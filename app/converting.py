@@ -10,7 +10,6 @@ from torch import nn
 
 from ..pipelines.converts._ahead import Store
 from ..pipelines.converts.compile import Compile
-from ..pipelines.converts.products import Products
 from ..pipelines.converts.winograd import Winograd
 from ..pipelines.errors import BadInput
 from ..pipelines.families._common import Checkpoint
@@ -68,14 +67,14 @@ def own_store() -> Store:
 
 
 def converted(model: Model, converts: Iterable[Technique]) -> Model:
-    """The model, its network changed in place; with what computes the same in another way, the codec too."""
+    """The model, its network changed in place; Winograd's convolutions in the codec too."""
     for technique in converts:
         convert = build(technique)
         if isinstance(convert, Compile) and convert.backend == "ahead":
             convert = replace(convert, store=own_store())
         try:
             convert(model.denoise.net)
-            if isinstance(convert, Winograd | Products) and isinstance(model, Checkpoint):
+            if isinstance(convert, Winograd) and isinstance(model, Checkpoint):
                 vae = model.codec.vae
                 if isinstance(vae, nn.Module):
                     convert(vae)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
 from sfumato.kernels.native.around import available
 from sfumato.kernels.quant.int8 import PackedConv, PackedLinear, geometry_of, weight_of
+from sfumato.pipelines.blocks import cut, spans, stacks
 from sfumato.pipelines.converts.int8 import Int8
 from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.heap import LAST, Event, held
 from sfumato.pipelines.loading import open_model
+from sfumato.pipelines.patches.block_cache import BlockCache
+from sfumato.pipelines.patches.deepcache import DeepCache
+from sfumato.pipelines.patches.first_block import FirstBlock
+from sfumato.pipelines.patches.taylorseer import TaylorSeer
+from sfumato.pipelines.protocols import Patch
 from sfumato.pipelines.rehearsal import rehearse, sampling
 from torch import nn
 
@@ -71,3 +78,45 @@ def test_the_top_goes_back_and_neighbours_join() -> None:
     taken = [Event(block, 30 * MB) for block in range(4)]
     freed = [Event(block, 0) for block in (3, 1, 2)]
     assert held([*taken, *freed, Event(9, 80 * MB)]) == pytest.approx(120 * MB, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "kept"),
+    [
+        ("flux", BlockCache(interval=3), 1),
+        ("flux", TaylorSeer(order=2, interval=2), 3),
+        ("flux", FirstBlock(), 0),  # 0: its spans are longer than blocks
+        ("sd", DeepCache(order=0), 0),
+    ],
+)
+def test_what_a_cache_remembers_is_counted(name: str, patch: Patch, kept: int, tmp_path: Path) -> None:
+    """Above the plain call it is what the blocks added, as often as that is kept; nothing where it is off."""
+    make = {"flux": tiny_models.flux, "sd": tiny_models.stable_diffusion}[name]
+    model = open_model(make(tmp_path / name))
+    conds = [model.encode([text], key=key) for key, text in (("pos", "a red cube"), ("neg", ""))]
+
+    def peak(batch: int, *patches: Patch, steps: int = 6) -> int:
+        return sampling(model, conds, 256, 256, batch, patches=patches, steps=steps).peak
+
+    plain, found = peak(4), peak(4, patch)
+    assert plain < found and peak(4, patch, steps=1) <= found
+    off: Patch = BlockCache(interval=1) if name == "flux" else DeepCache(interval=1)
+    assert peak(4, off, steps=1) == plain
+    assert 1.5 < (peak(8, patch) - peak(8)) / (found - plain) < 3
+    if kept:
+        added = streams(model, conds, 4)
+        assert 0.5 * kept * added < found - plain < 2 * kept * added
+
+
+def streams(model: Any, conds: Any, batch: int) -> int:
+    """Bytes that all blocks of one call add."""
+    net, total = model.denoise.net, [0]
+
+    def leaves(span: Any, before: Any, after: Any) -> Any:
+        total[0] += sum(t.nbytes for t in after if t is not None)
+        return after
+
+    blocks = cut([[block] for stack in stacks(net) for block in stack])
+    with spans(blocks, lambda span, before: False, leaves), torch.no_grad():
+        model.denoise(torch.zeros(batch, *model.latent_shape(256, 256)), 0.5, *conds)
+    return total[0]

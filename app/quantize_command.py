@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,6 +77,8 @@ def models_quantize(
     entry = find(technique, "convert", "method")
     limit = None if budget is None else parse_size(budget)
     given = _settings(technique, entry, bits)
+    if limit is not None and (known := _bits(entry, given)) is not None:
+        _surely(limit, folder / part, known)
     given |= _measured(console, entry, given, folder / part, (limit, prompts))
     made = _make(entry, given)
     converts = {part: made, **{name: WeightOnly("int8") for name in also or () if name != part}}
@@ -130,6 +133,28 @@ def _settings(technique: Any, entry: Entry, bits: int | None) -> dict[str, Any]:
             raise refuse("bits", "7", "is no number of bits of weight-only; choose 2 to 6 or 8")
         return {"format": "nf4" if bits == 4 else f"int{bits}", **given}
     raise refuse("bits", str(bits), f"cannot be chosen for {entry.id}; leave --bits out")
+
+
+def _bits(entry: Entry, given: dict[str, Any]) -> int | None:
+    """Of a packed weight, where the method's settings tell them."""
+    defaults = {setting.name: setting.default for setting in entry.settings}
+    named = {"bits": None, "format": None} | defaults | given
+    told = re.sub(r"^nf", "int", str(named["bits"] or named["format"]))
+    found = re.fullmatch(r"(?:int)?(\d)", told)
+    return int(found[1]) if found else None
+
+
+def _surely(limit: int, home: Path, bits: int) -> None:
+    """Refuse what can't be met even if every matrix were packed, before anything is calibrated or packed."""
+    from ..pipelines.weights import read_headers, weight_files
+
+    headers = [entry for _, entry in read_headers(weight_files(home).files).values()]
+    matrices = [entry for entry in headers if len(entry.shape) > 1]
+    rest = sum(entry.end - entry.start for entry in headers if len(entry.shape) < 2)
+    least = rest + sum(math.prod(entry.shape) for entry in matrices) * bits // 8
+    if limit < least:
+        remedy = f"is less than {least:,}, which {home.name} takes at least in {bits} bits; fewer bits, or a larger one"
+        raise refuse("budget", f"{limit:,} bytes", remedy)
 
 
 def _measured(

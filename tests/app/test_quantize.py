@@ -63,7 +63,10 @@ def test_methods_that_calibrate(method, sfumato, tiny, tmp_path):
         (["--method", "lorc:rank=-1"], "rank must be in"),
         (["--method", "lorc:seen=1"], "lorc:seen"),
         (["--budget", "4 apples"], "is no size"),
-        (["--budget", "1kB"], "the budget is 1,000"),
+        (["--budget", "1kB"], "takes at least in 4 bits"),
+        (["--budget", "1kB", "--bits", "3"], "takes at least in 3 bits"),
+        (["--budget", "1kB", "--method", "svdquant", "--bits", "5"], "takes at least in 5 bits"),
+        (["--budget", "1kB", "--method", "dgq"], "the budget is 1,000"),
         (["--also", "tail"], "has no network 'tail'"),
     ],
 )

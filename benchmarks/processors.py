@@ -114,8 +114,8 @@ def cases() -> dict[str, Case]:
             dit,
             (latents, torch.tensor([500, 500]), torch.tensor([1, 1000])),
             exact | whole,
-            (fp32, int8),
-            {(fp32, "exact"): "", (int8, "8 bits"): ">= 1.3"},
+            (int8,),
+            {(int8, "8 bits"): ">= 1.3"},
         ),
         "vae": Case(
             "The decoder of Stable Diffusion on a processor",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .foretold import tell
-from .native.around import GATES, PLAIN, After, Norm, at, checked, done, finished, functions, normed
+from .native.around import GATES, PLAIN, After, Norm, at, checked, done, finished, float32, functions, normed
 from .native.products import LayerNorm, Linear, Product
 
 PANEL = 16
@@ -51,7 +51,7 @@ class DenseMatrix(nn.Module):
 
     def forward(self, x: Tensor, *, after: After = PLAIN, out: Tensor | None = None) -> Tensor:
         """x [B,H,W,I] -> [B,H,W,O] (in `out`), or half the O with `after.halves`."""
-        pictures, height, width, inputs = x.shape
+        pictures, height, width, inputs = float32(x).shape
         wanted = [pictures, height, width, self.outputs // 2 if after.halves else self.outputs]
         out = torch.empty(wanted, device=x.device) if out is None else out.view(wanted)
         shift, gain, residual = checked(after, wanted)

@@ -125,7 +125,7 @@ class Around:
     def __init__(
         self, x: Tensor, bias: Tensor | None, outputs: int, after: After, norm: Norm | None, times: int
     ) -> None:
-        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.x = float32(x).contiguous(memory_format=torch.channels_last)
         self.bias, self.norm, self.times, self.factor = bias, norm, times, after.factor
         batch, self.inputs, height, width = x.shape
         self.out = torch.empty(batch, height * times, width * times, outputs, device=x.device)
@@ -151,6 +151,13 @@ def functions() -> ctypes.CDLL:
     found.sfumato_pack_weight.argtypes = (pointer, *[count] * 3, pointer, pointer)
     found.sfumato_pack_weight.restype = None
     return found
+
+
+def float32(x: Tensor) -> Tensor:
+    """The same; anything else would be read beyond its end."""
+    if x.dtype != torch.float32:
+        raise TypeError(f"kernels in C++ are for float32, this tensor is {x.dtype}")
+    return x
 
 
 def at(tensor: Tensor | None) -> int | None:

@@ -25,6 +25,7 @@ from ..native.around import (
     checked,
     done,
     finished,
+    float32,
     functions,
     norm_fields,
     seen,
@@ -67,7 +68,7 @@ POINTWISE = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 def stored_rows(x: Tensor, norm: LayerNorm | None = None) -> Stored:
     """x [M,I] float32 -> [M,1,1,I] with a scale per row, after the norm."""
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = float32(x) if x.stride(1) == 1 else float32(x).contiguous()
     rows, features = x.shape
     padded = -(-features // 4) * 4
     out = _room(x, rows, 1, 1, padded)
@@ -93,7 +94,7 @@ def stored_rows(x: Tensor, norm: LayerNorm | None = None) -> Stored:
 
 def stored_pictures(x: Tensor, padding: tuple[int, int], norm: Norm | None = None, times: int = 1) -> Stored:
     """x [B,I,H,W] float32 -> [B,H',W',I] with a scale per picture, after the norm; each pixel `times` by `times`."""
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = float32(x).contiguous(memory_format=torch.channels_last)
     pictures, channels, height, width = x.shape
     padded = -(-channels // 4) * 4
     size = (height * times + 2 * padding[0], width * times + 2 * padding[1])

@@ -125,3 +125,10 @@ def test_a_batch_is_its_singles_and_threads_change_nothing(rows: int, outputs: i
             assert torch.equal(matrix(matrix.rows(x[i : i + 1])), alone[i : i + 1])
     finally:
         torch.set_num_threads(before)
+
+
+def test_other_precisions_are_refused() -> None:
+    ours = DenseLinear(nn.Linear(8, 4))
+    for wrong in (torch.float64, torch.bfloat16):
+        with pytest.raises(TypeError, match="are for float32"):
+            ours(given(2, 8).to(wrong))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,7 +69,10 @@ def train_harmonica(
     computed: Annotated[
         float, typer.Option("--computed", help="share of the blocks' evaluations that are computed", max=1)
     ] = 0.5,
-    pictures: Annotated[int, typer.Option("--pictures", help="to learn from", min=1)] = 12,
+    pictures: Annotated[
+        int | None,
+        typer.Option("--pictures", help="to learn from; 12, or 48 with an order, if not given", min=1),
+    ] = None,
     order: Annotated[
         int,
         typer.Option(
@@ -81,6 +85,7 @@ def train_harmonica(
     from ..assets.recipes.measure import prompts as captions
     from ..pipelines.loading import find_model, open_model
     from ..pipelines.patches.taylorseer import TaylorSeer
+    from .assembly import guiding_scale
     from .estimates import GB, at_once
     from .registry import locate
 
@@ -90,18 +95,20 @@ def train_harmonica(
         raise refuse("computed", str(computed), "leaves nothing to compute; give a share above 0")
     model = open_model(find_model(locate(name).place))
     steps = model.defaults.steps if steps is None else steps
-    scale = max(model.defaults.guidance, 1.0)
-    conds = [model.encode([""], key=key) for key in ("pos", "neg")[: 1 if scale == 1 else 2]]
-    batch, peak = at_once(model, conds, pictures, [TaylorSeer(warmup=order + 1, order=order)], steps)
-    recipe = Harmonica(computed, pictures, scale=scale, batch=batch, order=order)
-    console.say(f"{pictures} pictures at {steps} steps, {batch} at once in {peak / GB:.2f} GB")
+    recipe = Harmonica(computed, scale=max(guiding_scale(model), 1.0)).of_order(order)
+    recipe = recipe if pictures is None else replace(recipe, pictures=pictures)
+    conds = [model.encode([""], key=key) for key in ("pos", "neg")[: 1 if recipe.scale == 1 else 2]]
+    most = min(recipe.pictures, recipe.batch)
+    batch, peak = at_once(model, conds, most, [TaylorSeer(warmup=order + 1, order=order)], steps)
+    recipe = replace(recipe, batch=batch)
+    console.say(f"{recipe.pictures} pictures at {steps} steps, {batch} at once in {peak / GB:.2f} GB")
     console.say("the best fixed interval first, then what is better")
 
     def told(trials: int, decibels: float, best: ReuseTable) -> None:
         best.write(output)  # so that stopping early loses nothing
         console.say(f"trial {trials}: the final latents' error is {decibels:.2f} dB")
 
-    table = recipe(model, captions(pictures, split="train"), steps, told=told)
+    table = recipe(model, captions(recipe.pictures, split="train"), steps, told=told)
     table.write(output)
     shown = {
         "file": str(output),

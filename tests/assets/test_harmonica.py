@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,9 +164,25 @@ def test_what_it_tells_is_what_a_run_loses(order: int, tmp_path: Path) -> None:
     assert told[-1][0] <= told[0][0]
 
 
+@pytest.mark.parametrize(("pictures", "batch"), [(5, 2), (4, 4), (3, 9)])
+def test_batches_change_nothing(pictures: int, batch: int) -> None:
+    model, prompts = toy(0.5, 3.0), [str(i) for i in range(pictures)]
+    recipe = Harmonica(computed=0.5, pictures=pictures, scale=2.0)
+    assert replace(recipe, batch=batch)(model, prompts, 6) == recipe(model, prompts, 6)
+    assert replace(recipe, batch=1)(model, prompts, 6) == recipe(model, prompts, 6)
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"computed": 0.0}, {"computed": 1.1}, {"pictures": 0}, {"bundles": 0}, {"scale": 0.5}, {"order": 3}],
+    [
+        {"computed": 0.0},
+        {"computed": 1.1},
+        {"pictures": 0},
+        {"bundles": 0},
+        {"batch": 0},
+        {"scale": 0.5},
+        {"order": 3},
+    ],
 )
 def test_settings_out_of_range(wrong: dict) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong)))):

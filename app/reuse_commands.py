@@ -12,7 +12,9 @@ from .console import Console
 from .faults import refuse
 
 if TYPE_CHECKING:
+    from ..assets.recipes.harmonica import Harmonica
     from ..pipelines.patches._table import ReuseTable
+    from ..pipelines.protocols import Model
 
 Name = Annotated[str, typer.Argument(help="built-in or remembered model, or a folder")]
 Steps = Annotated[
@@ -84,9 +86,8 @@ def train_harmonica(
     from ..assets.recipes.harmonica import Harmonica
     from ..assets.recipes.measure import prompts as captions
     from ..pipelines.loading import find_model, open_model
-    from ..pipelines.patches.taylorseer import TaylorSeer
     from .assembly import guiding_scale
-    from .estimates import GB, at_once
+    from .planning import GB
     from .registry import locate
 
     if output.is_dir():
@@ -96,12 +97,9 @@ def train_harmonica(
     model = open_model(find_model(locate(name).place))
     steps = model.defaults.steps if steps is None else steps
     recipe = Harmonica(computed, scale=max(guiding_scale(model), 1.0)).of_order(order)
-    recipe = recipe if pictures is None else replace(recipe, pictures=pictures)
-    conds = [model.encode([""], key=key) for key in ("pos", "neg")[: 1 if recipe.scale == 1 else 2]]
-    most = min(recipe.pictures, recipe.batch)
-    batch, peak = at_once(model, conds, most, [TaylorSeer(warmup=order + 1, order=order)], steps)
-    recipe = replace(recipe, batch=batch)
-    console.say(f"{recipe.pictures} pictures at {steps} steps, {batch} at once in {peak / GB:.2f} GB")
+    recipe, peak = _fitted(model, recipe if pictures is None else replace(recipe, pictures=pictures), steps)
+    at_once = f"{recipe.batch} at once in {peak / GB:.2f} GB"
+    console.say(f"{recipe.pictures} pictures at {steps} steps, {at_once}")
     console.say("the best fixed interval first, then what is better")
 
     def told(trials: int, decibels: float, best: ReuseTable) -> None:
@@ -118,3 +116,14 @@ def train_harmonica(
     }
     use = f"taylorseer:order={order},table={output}" if order else f"block-cache:table={output}"
     console.data(shown, f"{output}: {table.share:.0%} of the blocks are computed; use it by -t {use}")
+
+
+def _fitted(model: Model, recipe: Harmonica, steps: int) -> tuple[Harmonica, int]:
+    """With as many pictures at once as fit into memory, and the peak in bytes."""
+    from ..pipelines.patches.taylorseer import TaylorSeer
+    from .estimates import at_once
+
+    conds = [model.encode([""], key=key) for key in ("pos", "neg")[: 1 if recipe.scale == 1 else 2]]
+    caches = [TaylorSeer(warmup=recipe.order + 1, order=recipe.order)]
+    batch, peak = at_once(model, conds, min(recipe.pictures, recipe.batch), [*caches], steps)
+    return replace(recipe, batch=batch), peak

@@ -31,7 +31,7 @@ from .native.around import (
 
 BLOCK = 4_000_000
 """Bytes of one block's 36 numbers per tile and channel, in and out."""
-HELD, FEWEST = 4 << 20, 32
+HELD, FEWEST = 8 << 20, 32
 """The same in C++, and the tiles of a block at least: as in winograd.cpp."""
 
 _BT = torch.tensor(

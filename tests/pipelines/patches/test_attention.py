@@ -44,7 +44,11 @@ def test_every_family(name: str) -> None:
     with traceless(net):
         assert torch.equal(called(model, Attention("sdpa")), plain)
         if not torch.cuda.is_available():
-            assert torch.equal(called(model, Attention()), plain), "the one exact backend of processors"
+            assert relative(called(model, Attention()), plain) < 1e-5, "auto takes exact backends alone"
+        if int8.available() is None:
+            ours = called(model, Attention("native"))
+            assert relative(ours, plain) < 1e-5
+            assert torch.equal(called(model, Attention("native")), ours)
         dense = called(model, Attention("dense"))
         assert relative(dense, plain) < 1e-4
         assert torch.equal(called(model, Attention("dense")), dense)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..pipelines.errors import SfumatoError
 from ..pipelines.protocols import Cond, Model, Patch
 from ..pipelines.rehearsal import Need, decoding, sampling
 from ..pipelines.tiles import Tiled, working
@@ -107,9 +108,11 @@ def _called(
         return Need(4 * UNKNOWN * LAYERS * cells * batch * len(conds), {})
     if not caches:
         return plain
-    return Need(
-        max(plain.peak, sampling(model, conds, *size, batch, patches=caches, steps=steps).peak), plain.work
-    )
+    try:
+        filled = sampling(model, conds, *size, batch, patches=caches, steps=steps).peak
+    except (SfumatoError, *FAULTS):
+        return plain  # one that the network can't have is refused by the run, which says why
+    return Need(max(plain.peak, filled), plain.work)
 
 
 def _decoded(request: SamplingRequest, model: Model) -> Need:

@@ -81,7 +81,7 @@ class Residual(ResnetBlock2D):
 
 
 class Straight(Transformer2DModel):
-    """A UNet's transformer: its norm goes with the rounding, its tokens back to pixels without a copy, and summed."""
+    """A UNet's transformer: its norm goes with the product, its tokens back to pixels without a copy, and summed."""
 
     def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
         product: Matrix = self.proj_in.product

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sfumato.app import assembly, easing, planning
 from sfumato.app.assembly import on_device, open_for, resolve
+from sfumato.app.chosen import Technique
 from sfumato.app.estimates import estimate
 from sfumato.app.faults import Failure
 from sfumato.app.metadata import open_image, read_metadata
@@ -58,6 +59,9 @@ def test_the_estimate_grows_with_what_is_asked(tiny: Path) -> None:
     assert wide.phases["sample"] > one.phases["sample"] and wide.phases["decode"] > one.phases["decode"]
     assert many.phases["sample"] > one.phases["sample"] and many.phases["decode"] == one.phases["decode"]
     assert one.seconds > 0 and many.seconds > 3 * one.seconds
+    cached, never = (found(techniques=(Technique(id=name),)) for name in ("deepcache", "block-cache"))
+    assert cached.phases["sample"] > one.phases["sample"] and cached.seconds == pytest.approx(one.seconds)
+    assert never.phases == one.phases, "the run will say that a UNet has no such blocks"
     held = found(offload=weights.moving / 2e9)
     assert held.phases["sample"] == one.phases["sample"] - weights.moving + weights.moving // 2
 

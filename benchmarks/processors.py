@@ -1,4 +1,4 @@
-"""Networks on a processor, with random weights of real shapes: plain, exact by Winograd, and in 8 bits.
+"""Networks on a processor, with random weights of real shapes: plain, exact, and in 8 bits.
 
 `unet`, `unet-exact`: Stable Diffusion 1.5 at 512 x 512, a guided step. `dit`: DiT-XL/2 at 512 x 512, two pictures.
 `vae`: the decoder of Stable Diffusion at 512 x 512. The peer, OpenVINO in float32 and with weights and activations in 8

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .foretold import tell
-from .native.around import GATES, PLAIN, After, Norm, at, checked, done, finished, float32, functions, normed
+from .native.around import GATES, PLAIN, After, Norm, at, checked, done, float32, functions, normed
 from .native.products import LayerNorm, Linear, Product
 
 PANEL = 16
@@ -126,8 +126,3 @@ def layer_normed(x: Tensor, norm: LayerNorm) -> Tensor:
     if norm.factor is not None:
         shares = shares * norm.factor[:, None]
     return (shares if norm.shift is None else shares + norm.shift[:, None]).view(x.shape)
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, after: After = PLAIN) -> Tensor:
-    """Reference: x [M,I] -> [M,O]."""
-    return finished(F.linear(x, weight, bias), after)

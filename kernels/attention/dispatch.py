@@ -42,11 +42,11 @@ def _native_refuses(call: Call) -> str | None:
 
 
 def _by_key(call: Call) -> Tensor | None:
-    """The bias as [B or 1,S], if queries and heads share it."""
+    """The bias as [B or 1,H or 1,S], if all queries share it."""
     bias, keys = call.bias, call.k.shape[2]
-    if bias is None or (bias.ndim > 1 and bias.shape[-2] != 1) or (bias.ndim > 2 and bias.shape[-3] != 1):
+    if bias is None or (bias.ndim > 1 and bias.shape[-2] != 1):
         return None
-    flat = bias.expand(*bias.shape[:-1], keys).reshape(-1, keys)
+    flat = bias.view((1,) * (4 - bias.ndim) + bias.shape)[:, :, 0].expand(-1, -1, keys)
     return torch.zeros(flat.shape).masked_fill(~flat, -torch.inf) if flat.dtype == torch.bool else flat
 
 

@@ -26,22 +26,27 @@ def available() -> str | None:
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
     """q [B,H,L,D], k and v [B,H,S,D] float32 on a processor -> [B,H,L,D], whose memory is that of [B,L,H,D].
 
-    `bias` [B or 1,S] is added to the scores of each key.
+    `bias` [B or 1,H or 1,S] is added to the scores of each key.
     """
     if bias is None:
-        return called("sfumato_attention_float", MOST_FEATURES, (q, k, v), scale, None, 0)
-    if bias.shape not in ((1, k.shape[2]), (k.shape[0], k.shape[2])):
-        raise ValueError(f"bias must be [1 or {k.shape[0]},{k.shape[2]}], got {list(bias.shape)}")
+        return called("sfumato_attention_float", MOST_FEATURES, (q, k, v), scale, None, 0, 0)
+    batch, heads, tokens = k.shape[:3]
+    if (
+        bias.ndim != 3
+        or bias.shape[0] not in (1, batch)
+        or bias.shape[1] not in (1, heads)
+        or bias.shape[2] != tokens
+    ):
+        raise ValueError(f"bias must be [1 or {batch},1 or {heads},{tokens}], got {list(bias.shape)}")
     powers = (bias.float() / math.log(2)).clamp(-HIDDEN, HIDDEN).contiguous()
-    return called(
-        "sfumato_attention_float", MOST_FEATURES, (q, k, v), scale, powers.data_ptr(), int(len(powers) > 1)
-    )
+    apart = (0 if n == 1 else powers.stride(axis) for axis, n in enumerate(powers.shape[:2]))
+    return called("sfumato_attention_float", MOST_FEATURES, (q, k, v), scale, powers.data_ptr(), *apart)
 
 
 def called(
     name: str, most: int, tensors: tuple[Tensor, Tensor, Tensor], scale: float | None, *bias: int | None
 ) -> Tensor:
-    """By one of the kernels, which takes up to `most` features; `bias` is its address and whether there are many."""
+    """By one of the kernels, which takes up to `most` features; `bias` is its address, and floats between its rows."""
     functions = library().functions
     assert functions is not None, library().lacking
     q, k, v = tensors

@@ -186,11 +186,12 @@ void attend(const Shape& s, const float* q, int64_t q_token, float* out, int64_t
 
 }  // namespace
 
-// Strides are of batch, head and token, in floats; features follow one another. `bias` has a number per key, for each of
-// the batch if `biases` is not 0, and may be missing. Returns 0, or 1 without memory.
+// Strides are of batch, head and token, in floats; features follow one another. `bias` has a number per key for every
+// head, `per_batch` and `per_head` floats from one to the next, and may be missing. Returns 0, or 1 without memory.
 extern "C" int sfumato_attention_float(const float* q, const float* k, const float* v, float* out,
                                        const int64_t* strides, int batch, int heads, int queries, int tokens,
-                                       int features, float scale, int threads, const float* bias, int64_t biases) {
+                                       int features, float scale, int threads, const float* bias,
+                                       int64_t per_batch, int64_t per_head) {
     const Strides qs{strides[0], strides[1], strides[2]}, ks{strides[3], strides[4], strides[5]};
     const Strides vs{strides[6], strides[7], strides[8]}, os{strides[9], strides[10], strides[11]};
     const Shape s(queries, tokens, features);
@@ -219,7 +220,7 @@ extern "C" int sfumato_attention_float(const float* q, const float* k, const flo
                 for (int row = c * CHUNK; row < end && here.whole(); row += ROWS)
                     attend(s, q + b * qs.batch + h * qs.head + row * qs.token, qs.token,
                            out + b * os.batch + h * os.head + row * os.token, os.token, end - row,
-                           packed.get() + i * s.whole(), bias ? bias + b * int64_t(biases) * tokens : nullptr,
+                           packed.get() + i * s.whole(), bias ? bias + b * per_batch + h * per_head : nullptr,
                            scale * 1.4426950408889634f, here);
             }
         }

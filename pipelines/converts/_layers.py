@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from ...kernels.mapped import let_go
@@ -15,6 +16,15 @@ ENDS = (
     *("*time_emb*", "*adaln*", "*norm*.linear"),
 )
 """Names of layers that are best left alone, with * for anything: where a network begins, ends and hears the time."""
+
+
+def on_processor(net: nn.Module, name: str) -> None:
+    """Refuse a network that is elsewhere, or in another precision, than our kernels for processors."""
+    like = next(weight for weight in net.parameters() if weight.is_floating_point())
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        raise ValueError(
+            f"{name} is for networks in float32 on a processor, this one is {like.dtype} on {like.device}"
+        )
 
 
 def chosen(net: nn.Module, *, skip: Sequence[str] = (), smallest: int = 0) -> Iterator[tuple[str, nn.Module]]:

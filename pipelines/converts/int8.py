@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from ...kernels.quant.int8 import available
 from ...kernels.quant.layers import int8
 from ._around import gathered
-from ._layers import replaced
+from ._layers import on_processor, replaced
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,7 @@ class Int8:
         lacking = available()
         if lacking:
             raise ValueError(f"int8: {lacking}; leave it out")
-        like = next(net.parameters())
-        if like.device.type != "cpu" or like.dtype != torch.float32:
-            raise ValueError(
-                f"int8 is for networks in float32 on a processor, this one is {like.dtype} on {like.device}"
-            )
+        on_processor(net, "int8")
         return gathered(
             replaced(net, partial(int8, tiled=self.tiled), skip=self.skip, smallest=self.smallest)
         )

@@ -16,13 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from ...kernels.dense import dense
 from ...kernels.native.around import available
+from ...kernels.quant.packed import packable
 from ._around import gathered
-from ._layers import ENDS, replaced
+from ._layers import ENDS, on_processor, replaced
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Products:
         lacking = available()
         if lacking:
             raise ValueError(f"products: {lacking}; leave it out")
-        like = next(net.parameters())
-        if like.device.type != "cpu" or like.dtype != torch.float32:
-            raise ValueError(
-                f"products is for networks in float32 on a processor, this one is {like.dtype} on {like.device}"
-            )
-        return gathered(replaced(net, dense, skip=self.skip, smallest=self.smallest))
+        on_processor(net, "products")
+
+        def converted(layer: nn.Module) -> nn.Module | None:
+            plain = packable(layer)
+            return None if plain is None else dense(plain)
+
+        return gathered(replaced(net, converted, skip=self.skip, smallest=self.smallest))

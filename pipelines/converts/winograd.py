@@ -16,12 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
+from ...kernels.quant.packed import packable
 from ...kernels.winograd import WinogradConv2d, fits
 from ._around import gathered
-from ._layers import replaced
+from ._layers import on_processor, replaced
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,10 @@ class Winograd:
             raise ValueError(f"channels must be 1 or more, got {self.channels}")
 
     def __call__(self, net: nn.Module) -> nn.Module:
-        like = next(net.parameters())
-        if like.device.type != "cpu" or like.dtype != torch.float32:
-            raise ValueError(
-                f"winograd is for networks in float32 on a processor, this one is {like.dtype} on {like.device}"
-            )
+        on_processor(net, "winograd")
 
         def converted(layer: nn.Module) -> nn.Module | None:
-            if not isinstance(layer, nn.Conv2d) or not fits(layer):
+            if not isinstance(layer, nn.Conv2d) or packable(layer) is None or not fits(layer):
                 return None
             wide = min(layer.in_channels, layer.out_channels) >= self.channels
             return WinogradConv2d(layer) if wide else None

@@ -35,33 +35,6 @@ def test_kernel_is_reference(shape: tuple[int, ...], tokens: int) -> None:
     assert relative(int8.attend(q, k, v, 0.3), int8.reference(q, k, v, 0.3)) < 4e-3
 
 
-@needs_kernel
-def test_views_and_batches() -> None:
-    flat = torch.randn(2, 300, 3 * 4 * 40)
-    q, k, v = (part.view(2, 300, 4, 40).transpose(1, 2) for part in flat.chunk(3, 2))
-    both = int8.attend(q, k, v)
-    assert torch.equal(both, int8.attend(q.contiguous(), k.contiguous(), v.contiguous()))
-    for i in range(2):
-        assert torch.equal(int8.attend(q[i : i + 1], k[i : i + 1], v[i : i + 1]), both[i : i + 1])
-    spread = torch.randn(1, 2, 40, 50).transpose(2, 3)  # features apart in memory
-    assert relative(int8.attend(spread, spread, spread), int8.reference(spread, spread, spread)) < 4e-3
-    assert both.transpose(1, 2).is_contiguous()
-
-
-@needs_kernel
-@pytest.mark.parametrize("tokens", [77, 300])
-def test_threads_share_the_work_and_change_nothing(tokens: int) -> None:
-    q, k, v = made((2, 3, 150, 40), tokens)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = int8.attend(q, k, v)
-        torch.set_num_threads(3)
-        assert torch.equal(int8.attend(q, k, v), alone)
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("tokens", [64, 1024])
 def test_reference_is_near_attention(tokens: int) -> None:
     q, k, v = made((1, 2, 128, 64), tokens)

@@ -1,4 +1,4 @@
-"""Attention in float32 in C++: the kernel against the dense reference in double precision."""
+"""Attention in float32 in C++ against the dense reference in double precision, and what both kernels in C++ share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from sfumato.kernels.attention import native
+from sfumato.kernels.attention import int8, native
 from sfumato.kernels.attention.call import Call
 from sfumato.kernels.attention.dense import reference
 from sfumato.kernels.attention.dispatch import attention, refused
@@ -44,42 +44,47 @@ def test_kernel_is_reference(shape: tuple[int, ...], tokens: int) -> None:
     assert error < 6e-6
 
 
-def test_views_and_batches() -> None:
+@pytest.mark.parametrize("kernel", [native, int8])
+def test_views_and_batches(kernel: Any) -> None:
     flat = torch.randn(2, 300, 3 * 4 * 40)
     q, k, v = (part.view(2, 300, 4, 40).transpose(1, 2) for part in flat.chunk(3, 2))
-    both = native.attend(q, k, v)
-    assert torch.equal(both, native.attend(q.contiguous(), k.contiguous(), v.contiguous()))
+    both = kernel.attend(q, k, v)
+    assert torch.equal(both, kernel.attend(q.contiguous(), k.contiguous(), v.contiguous()))
     for i in range(2):
-        assert torch.equal(native.attend(q[i : i + 1], k[i : i + 1], v[i : i + 1]), both[i : i + 1])
+        assert torch.equal(kernel.attend(q[i : i + 1], k[i : i + 1], v[i : i + 1]), both[i : i + 1])
     spread = torch.randn(1, 2, 40, 50).transpose(2, 3)  # features apart in memory
-    error = off(native.attend(spread, spread, spread), spread, spread, spread)
-    assert error < 6e-6
+    error = off(kernel.attend(spread, spread, spread), spread, spread, spread)
+    assert error < (6e-6 if kernel is native else 0.05)
     assert both.transpose(1, 2).is_contiguous()
 
 
 @pytest.mark.parametrize("tokens", [77, 300, 9000])
-def test_threads_share_the_work_and_change_nothing(tokens: int) -> None:
+@pytest.mark.parametrize("kernel", [native, int8])
+def test_threads_share_the_work_and_change_nothing(kernel: Any, tokens: int) -> None:
     """9000 tokens of some heads are more than is held at once."""
     q, k, v = made((2, 3, 150, 40), tokens)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = native.attend(q, k, v)
+        alone = kernel.attend(q, k, v)
         torch.set_num_threads(3)
-        assert torch.equal(native.attend(q, k, v), alone)
+        assert torch.equal(kernel.attend(q, k, v), alone)
     finally:
         torch.set_num_threads(before)
     error = off(alone, q, k, v)
-    assert error < 6e-6
+    assert error < (6e-6 if kernel is native else 0.05)
 
 
 @pytest.mark.parametrize("tokens", [5, 77, 450])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-@pytest.mark.parametrize("axes", ["k", "bk", "b11k"])
+@pytest.mark.parametrize("axes", ["k", "bk", "b11k", "bh1k"])
 def test_a_bias_by_keys(axes: str, dtype: torch.dtype, tokens: int) -> None:
     q, k, v = made((2, 3, 20, 24), tokens)
     rng = torch.Generator().manual_seed(1)
-    bias = torch.randn({"k": (tokens,), "bk": (1, tokens), "b11k": (2, 1, 1, tokens)}[axes], generator=rng)
+    bias = torch.randn(
+        {"k": (tokens,), "bk": (1, tokens), "b11k": (2, 1, 1, tokens), "bh1k": (2, 3, 1, tokens)}[axes],
+        generator=rng,
+    )
     if dtype == torch.bool:
         bias = bias > 0
         bias[..., : tokens // 2] = False  # whole lots of keys are not seen
@@ -103,7 +108,8 @@ def test_what_it_refuses() -> None:
         (q.double(), k.double(), v.double()),
         (q, k[..., :8], v[..., :8]),
         (q, k[:, :, :0], v[:, :, :0]),
-        (q, k, v, None, torch.zeros(3, 30)),
+        (q, k, v, None, torch.zeros(3, 1, 30)),
+        (q, k, v, None, torch.zeros(2, 3, 29)),
     ):
         with pytest.raises(ValueError, match="must be"):
             native.attend(*bad)

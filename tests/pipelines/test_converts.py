@@ -1,6 +1,7 @@
 """Networks in 8 bits and with Winograd's convolutions: near the network they were made from, in every family."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ from sfumato.kernels.dense import DenseConv2d, DenseLinear
 from sfumato.kernels.native.around import available as lacking
 from sfumato.kernels.quant.int8 import available
 from sfumato.kernels.quant.layers import Int8Conv2d, Int8Linear
+from sfumato.kernels.quant.packed import QuantConv2d, QuantLinear
 from sfumato.kernels.quant.winograd_int8 import Tiled
 from sfumato.kernels.winograd import WinogradConv2d
 from sfumato.pipelines.converts import _around, _attending
 from sfumato.pipelines.converts.int8 import Int8
 from sfumato.pipelines.converts.products import Products
+from sfumato.pipelines.converts.weight_only import WeightOnly
 from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.guidance.cfg import Cfg
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.text_to_image import TextToImage
 
+needs_cpp = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
 needs_int8 = pytest.mark.skipif(available() is not None, reason=str(available()))
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sd": tiny_models.stable_diffusion,
@@ -43,20 +47,40 @@ def kinds(net: Any) -> set[type]:
     return {type(module) for module in net.modules()}
 
 
-@needs_int8
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pytest.param(Int8(smallest=64), marks=needs_int8),
+        pytest.param(Products(smallest=64), marks=needs_cpp),
+    ],
+)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_int8(name: str, tmp_path: Path) -> None:
+def test_linear_layers(name: str, convert: Any, tmp_path: Path) -> None:
+    exact = isinstance(convert, Products)
     model = open_model(FAMILIES[name](tmp_path / name))
     plain, net = latents(model), model.denoise.net
-    ends = {n: m for n, m in net.named_modules() if any(fnmatchcase(n, pattern) for pattern in Int8().skip)}
-    Int8(smallest=10**9)(net)
+    ends = {n: m for n, m in net.named_modules() if any(fnmatchcase(n, end) for end in convert.skip)}
+    replace(convert, smallest=10**9)(net)
     assert torch.equal(latents(model), plain)
-    assert Int8(smallest=64)(net) is net and Int8Linear in kinds(net)
-    assert (Int8Conv2d in kinds(net)) == (name == "sd")
+    assert convert(net) is net and (DenseLinear if exact else Int8Linear) in kinds(net)
+    assert ((DenseConv2d if exact else Int8Conv2d) in kinds(net)) == (name == "sd")
     assert all(net.get_submodule(n) is m for n, m in ends.items())
     ours = latents(model)
-    assert 0 < relative(ours, plain) < 0.06
+    assert 0 < relative(ours, plain) < (1e-4 if exact else 0.06)
     assert torch.equal(latents(model), ours)
+    if exact:
+        assert relative(latents(model, count=2)[1:], latents(model, seed=8)) < 1e-5
+
+
+@pytest.mark.parametrize("convert", [Winograd(8), pytest.param(Products(smallest=64), marks=needs_cpp)])
+def test_packed_layers_stay(convert: Any, tmp_path: Path) -> None:
+    model = open_model(tiny_models.stable_diffusion(tmp_path / "sd"))
+    net = WeightOnly("int8", smallest=64, skip=())(model.denoise.net)
+    packed = {n: m for n, m in net.named_modules() if isinstance(m, QuantLinear | QuantConv2d)}
+    before = latents(model)
+    convert(net)
+    assert packed and all(net.get_submodule(n) is m for n, m in packed.items())
+    assert relative(latents(model), before) < 1e-4
 
 
 def test_winograd(tmp_path: Path) -> None:
@@ -72,27 +96,11 @@ def test_winograd(tmp_path: Path) -> None:
     assert relative(ours[1:], latents(model, seed=8)) < 1e-5
 
 
-@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
-@pytest.mark.parametrize("name", FAMILIES)
-def test_products(name: str, tmp_path: Path) -> None:
-    model = open_model(FAMILIES[name](tmp_path / name))
-    plain, net = latents(model), model.denoise.net
-    ends = {n: m for n, m in net.named_modules() if any(fnmatchcase(n, end) for end in Products().skip)}
-    Products(smallest=10**9)(net)
-    assert torch.equal(latents(model), plain)
-    assert Products(smallest=64)(net) is net and DenseLinear in kinds(net)
-    assert (DenseConv2d in kinds(net)) == (name == "sd")
-    assert all(net.get_submodule(n) is m for n, m in ends.items())
-    ours = latents(model, count=2)
-    assert 0 < relative(ours[:1], plain) < 1e-4
-    assert relative(ours[1:], latents(model, seed=8)) < 1e-5
-
-
 @pytest.mark.parametrize(
     "convert",
     [
         pytest.param(Int8(), marks=needs_int8),
-        pytest.param(Products(), marks=pytest.mark.skipif(lacking() is not None, reason=str(lacking()))),
+        pytest.param(Products(), marks=needs_cpp),
         Winograd(),
     ],
 )
@@ -110,7 +118,7 @@ def test_refused(convert: Any, tmp_path: Path) -> None:
             wrong()
 
 
-@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+@needs_cpp
 @pytest.mark.parametrize("convert", [Int8(smallest=64), Winograd(8), Products(smallest=64)])
 def test_blocks_go_the_shorter_way_and_compute_the_same(convert: Any, tmp_path: Path) -> None:
     """Each block that was given another class against the class that it had, over the same layers."""
@@ -132,7 +140,7 @@ def test_blocks_go_the_shorter_way_and_compute_the_same(convert: Any, tmp_path: 
     assert relative(ours, longer) < (0.04 if isinstance(convert, Int8) else 1e-5)
 
 
-@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+@needs_cpp
 @pytest.mark.parametrize("most", [0, 10_000, 10**9])
 def test_convolutions_go_by_tiles_up_to_their_bound(most: int, tmp_path: Path) -> None:
     net = open_model(tiny_models.stable_diffusion(tmp_path / "sd")).denoise.net
@@ -159,7 +167,7 @@ def lengthened(net: torch.nn.Module) -> set[str]:
     return names
 
 
-@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+@needs_cpp
 @pytest.mark.parametrize("convert", [Int8(smallest=64), Products(smallest=64)])
 def test_blocks_that_follow_the_time_go_the_shorter_way(convert: Any) -> None:
     exact = isinstance(convert, Products)
@@ -188,7 +196,7 @@ def test_blocks_that_follow_the_time_go_the_shorter_way(convert: Any) -> None:
     assert 0 < relative(ours, plain) < (1e-5 if exact else 0.06)
 
 
-@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+@needs_cpp
 @pytest.mark.parametrize("rows", [(0,), (1,), (2,), (3, 4), (33,)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_slender_layer_is_its_layer(rows: tuple[int, ...], bias: bool) -> None:
@@ -202,7 +210,7 @@ def test_a_slender_layer_is_its_layer(rows: tuple[int, ...], bias: bool) -> None
     assert ours(x).shape == wanted.shape and ours(x).is_contiguous()
 
 
-@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+@needs_cpp
 def test_winograd_of_a_decoder(tmp_path: Path) -> None:
     model = open_model(tiny_models.stable_diffusion(tmp_path / "sd"))
     z = torch.randn(1, 4, 8, 8)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .foretold import tell
-from .native.around import GATES, PLAIN, After, Norm, at, checked, done, float32, functions, normed
+from .native.around import GATES, PLAIN, After, Norm, at, checked, done, float32, functions, normed, room
 from .native.products import LayerNorm, Linear, Product
 
 PANEL = 16
@@ -53,8 +53,8 @@ class DenseMatrix(nn.Module):
         """x [B,H,W,I] -> [B,H,W,O] (in `out`), or half the O with `after.halves`."""
         pictures, height, width, inputs = float32(x).shape
         wanted = [pictures, height, width, self.outputs // 2 if after.halves else self.outputs]
-        out = torch.empty(wanted, device=x.device) if out is None else out.view(wanted)
         shift, gain, residual = checked(after, wanted)
+        out = room(x, wanted, after, residual) if out is None else out.view(wanted)
         places = pictures * height * width
         if out.is_meta:
             tell("dense", 2.0 * places * inputs * self.outputs, 8 * places)

@@ -8,7 +8,8 @@ computed twice: the result differs from the whole pass by rounding alone. A laye
 it is, to the bit.
 
 What is held at once is the input and the output of one layer; the normalised, activated and reordered copies between
-them, which take as much again, exist for one stripe at a time.
+them, which take as much again, exist for one stripe at a time. Blocks of layers that were exchanged stay as they are:
+those by Winograd's tiles hold no such copies (`converts/_around.py`).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _block(block: Any, size: int) -> Callable[..., Tensor]:
     whole = block.forward
 
     def forward(x: Tensor, temb: Tensor | None = None) -> Tensor:
-        if temb is not None or small(x, size):
+        if temb is not None or small(x, size) or not _plain_block(block):
             out: Tensor = whole(x, temb)
             return out
         rows, act = rows_of(x, size), block.nonlinearity

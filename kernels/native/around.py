@@ -39,6 +39,8 @@ class Norm(NamedTuple):
 class After(NamedTuple):
     """What is done to a product: + shift [B,O], the gate, times gain [G,O], + residual (as the output), times factor.
 
+    `over`: the output takes the residual's place, which nobody needs any more.
+
     An equal share of the places, in their order, has each of the G rows of `gain`.
 
     `halves`: the second half of the outputs goes through the gate and multiplies the first (GEGLU, arXiv:2002.05202).
@@ -50,6 +52,7 @@ class After(NamedTuple):
     residual: Tensor | None = None
     factor: float = 1.0
     gain: Tensor | None = None
+    over: bool = False
 
 
 PLAIN = After()
@@ -94,6 +97,11 @@ def checked(after: After, out: Sequence[int]) -> tuple[Tensor | None, Tensor | N
     return shift, gain, residual
 
 
+def room(like: Tensor, shape: Sequence[int], after: After, residual: Tensor | None) -> Tensor:
+    """Where an output of that shape goes: a place of its own, or that of the residual, as `checked` gave it."""
+    return residual if after.over and residual is not None else torch.empty(*shape, device=like.device)
+
+
 def normed(x: Tensor, norm: Norm) -> Tensor:
     """Reference of the norm and its gate: x [B,C,H,W]."""
     return _gated(F.group_norm(x, norm.groups, norm.weight, norm.bias, norm.eps), norm.gate)
@@ -128,8 +136,9 @@ class Around:
         self.x = float32(x).contiguous(memory_format=torch.channels_last)
         self.bias, self.norm, self.times, self.factor = bias, norm, times, after.factor
         batch, self.inputs, height, width = x.shape
-        self.out = torch.empty(batch, height * times, width * times, outputs, device=x.device)
-        self.shift, _, self.residual = checked(after, self.out.shape)
+        wanted = (batch, height * times, width * times, outputs)
+        self.shift, _, self.residual = checked(after, wanted)
+        self.out = room(x, wanted, after, self.residual)
 
     def fields(self) -> tuple[float | None, ...]:
         """To be used while this lives, which holds the tensors."""

@@ -28,6 +28,7 @@ from ..native.around import (
     float32,
     functions,
     norm_fields,
+    room,
     seen,
 )
 from ..native.products import LayerNorm, Product
@@ -163,8 +164,8 @@ class Matrix(nn.Module):
         (sy, sx), (dy, dx), (ky, kx) = geometry.stride, geometry.dilation, self.taps
         size = ((height - dy * (ky - 1) - 1) // sy + 1, (width - dx * (kx - 1) - 1) // sx + 1)
         wanted = [pictures, *size, self.outputs // 2 if after.halves else self.outputs]
-        out = torch.empty(wanted, device=x.pixels.device) if out is None else out.view(wanted)
         shift, gain, residual = checked(after, wanted)
+        out = room(x.pixels, wanted, after, residual) if out is None else out.view(wanted)
         if out.is_meta:
             places = pictures * size[0] * size[1]
             tell("bytewise", 2.0 * places * ky * kx * inputs * self.outputs, 8 * places)

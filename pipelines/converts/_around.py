@@ -15,6 +15,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.normalization import AdaLayerNormZero
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UpDecoderBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,6 +67,9 @@ class Repeated(Upsample2D):
 class Residual(ResnetBlock2D):
     """norm, silu, convolution, + time, norm, silu, convolution, + the input: four passes over the pixels."""
 
+    over = False
+    """Whether nobody needs the input afterwards, so that the output may take its place."""
+
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
         shift = None
         if self.time_emb_proj is not None and temb is not None:
@@ -76,8 +80,18 @@ class Residual(ResnetBlock2D):
         )
         hidden = first.after(input_tensor, After(shift=shift), _norm(self.norm1))
         kept = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        after = After(residual=kept.permute(0, 2, 3, 1), factor=1 / self.output_scale_factor)
+        after = After(
+            residual=kept.permute(0, 2, 3, 1),
+            factor=1 / self.output_scale_factor,
+            over=self.over or self.conv_shortcut is not None,
+        )
         return second.after(hidden, after, _norm(self.norm2))
+
+
+class Following(Residual):
+    """In an autoencoder: what the block before made is for this one alone."""
+
+    over = True
 
 
 class Straight(Transformer2DModel):
@@ -116,6 +130,11 @@ def gathered(net: nn.Module) -> nn.Module:
         shorter = _shorter(block)
         if shorter is not None:
             block.__class__ = shorter
+    for level in net.modules():
+        if isinstance(level, DownEncoderBlock2D | UpDecoderBlock2D):
+            for block in level.resnets[1:]:
+                if type(block) is Residual:
+                    block.__class__ = Following
     return net
 
 

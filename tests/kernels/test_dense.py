@@ -63,7 +63,10 @@ def test_what_comes_after_a_product(gate: Gate, halves: bool, inputs: int) -> No
     wanted = finished(F.linear(x, weight, bias), After(gate, halves, shift, residual, 0.5))
     after = After(gate, halves, shift, residual.view(37, 1, 1, -1), 0.5)
     matrix = DenseMatrix(weight, bias)
-    assert error(matrix(matrix.rows(x), after=after).view(37, -1), wanted) < FLOATS
+    ours = matrix(matrix.rows(x), after=after)
+    assert error(ours.view(37, -1), wanted) < FLOATS
+    over = matrix(matrix.rows(x), after=after._replace(over=True))
+    assert torch.equal(over, ours) and over.data_ptr() == residual.data_ptr()
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(60, 1), (60, 3), (60, 60)])

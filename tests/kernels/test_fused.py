@@ -125,8 +125,12 @@ def test_a_convolution_is_its_reference(
     shift, residual = given(size[0], outputs, seed=3), torch.randn_like(plain)
     wanted = fused.product(x, weight, bias, where, After("silu", False, shift, residual, 2.0))
     after = After("silu", False, shift, residual.permute(0, 2, 3, 1), 2.0)
-    ours = Matrix(weight, bias)(stored_pictures(x, where.padding), where, after).permute(0, 3, 1, 2)
-    assert error(ours, wanted) < TIES
+    stored = stored_pictures(x, where.padding)
+    ours = Matrix(weight, bias)(stored, where, after)
+    assert error(ours.permute(0, 3, 1, 2), wanted) < TIES
+    place = residual.permute(0, 2, 3, 1).contiguous()
+    over = Matrix(weight, bias)(stored, where, after._replace(residual=place, over=True))
+    assert torch.equal(over, ours) and over.data_ptr() == place.data_ptr()
 
 
 @pytest.mark.parametrize("gate", ["none", "silu"])

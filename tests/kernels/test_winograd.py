@@ -81,6 +81,9 @@ def test_what_stands_around_it(gate: str, times: int) -> None:
     after = After(shift=shift, residual=residual.permute(0, 2, 3, 1), factor=0.5)
     ours = WinogradConv2d(plain).after(x, after, norm, times)
     assert float((ours - wanted).norm() / wanted.norm()) < 2e-5
+    place = residual.permute(0, 2, 3, 1).contiguous()
+    over = WinogradConv2d(plain).after(x, after._replace(residual=place, over=True), norm, times)
+    assert over.data_ptr() == place.data_ptr() and torch.equal(over, ours)
 
 
 @needs_native

@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 import torch
 from diffusers import AutoencoderKL
+from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.stripes import statistics, stripe
 from sfumato.pipelines.tiles import Tiled, coded
@@ -64,6 +65,18 @@ def test_statistics_are_those_of_the_whole() -> None:
     x = 100 + torch.randn(2, 8, 30, 5)
     found = statistics(norm, iter(x.split([1, 20, 9], dim=2)))
     assert torch.allclose(found(x), norm(x), atol=2e-5)  # 100 is far from 0: rounding of the mean
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_blocks_by_tiles_go_whole(first: bool) -> None:
+    net, z = vae(), torch.randn(1, 4, 12, 10)
+    picture = net.decode(z).sample
+    if first:
+        stripe(net, 1)
+    Winograd(8)(net)
+    if not first:
+        stripe(net, 1)
+    assert (net.decode(z).sample - picture).abs().max() < 3e-5 * picture.abs().max()
 
 
 @pytest.mark.parametrize("way", ["stripes", "tiles"])

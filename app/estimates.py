@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from ..pipelines.errors import SfumatoError
 from ..pipelines.protocols import Cond, Model, Patch
@@ -57,10 +58,11 @@ def estimate(
     return Estimate(phases, given.held, weights.total, given.most, took)
 
 
-def at_once(model: Model, conds: list[Cond], most: int, caches: list[Patch], steps: int) -> tuple[int, int]:
+def at_once(model: Model, most: int, needed: Callable[[int], int]) -> tuple[int, int]:
     """How many pictures of the model's own size fit into memory together, up to `most`, and the peak in bytes.
 
-    For what learns from whole runs. Refused with the numbers if not even one fits.
+    For what learns from whole runs; `needed` are the bytes beside the model's weights for so many. Refused with the
+    numbers if not even one fits.
     """
     give_back()
     device = next(model.denoise.net.parameters()).device
@@ -68,7 +70,7 @@ def at_once(model: Model, conds: list[Cond], most: int, caches: list[Patch], ste
     base = beside(model, now.held) + weighed(model, Weights()).total + FIRST_CALLS
     batch = most
     while True:
-        need = _called(model, conds, (own.width, own.height), batch, caches, steps).peak
+        need = needed(batch)
         if base + need <= now.most:
             return batch, base + need
         if batch == 1:
@@ -94,10 +96,10 @@ def _conds(request: SamplingRequest, model: Model) -> list[Cond]:
 def _sampled(request: SamplingRequest, model: Model, conds: list[Cond], batch: int) -> Need:
     size = (request.width or 0, request.height or 0)
     caches = [build(technique) for technique in request.techniques if slot_of(technique) == CACHE]
-    return _called(model, conds, size, batch, caches, request.steps or 1)
+    return called(model, conds, size, batch, caches, request.steps or 1)
 
 
-def _called(
+def called(
     model: Model, conds: list[Cond], size: tuple[int, int], batch: int, caches: list[Patch], steps: int
 ) -> Need:
     """Calls of the network; the peak with what caches remember, the work as if nothing were reused."""

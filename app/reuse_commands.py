@@ -121,9 +121,14 @@ def train_harmonica(
 def _fitted(model: Model, recipe: Harmonica, steps: int) -> tuple[Harmonica, int]:
     """With as many pictures at once as fit into memory, and the peak in bytes."""
     from ..pipelines.patches.taylorseer import TaylorSeer
-    from .estimates import at_once
+    from .estimates import at_once, called
 
     conds = [model.encode([""], key=key) for key in ("pos", "neg")[: 1 if recipe.scale == 1 else 2]]
     caches = [TaylorSeer(warmup=recipe.order + 1, order=recipe.order)]
-    batch, peak = at_once(model, conds, min(recipe.pictures, recipe.batch), [*caches], steps)
+    size = (model.defaults.width, model.defaults.height)
+
+    def needed(batch: int) -> int:
+        return called(model, conds, size, batch, [*caches], steps).peak
+
+    batch, peak = at_once(model, min(recipe.pictures, recipe.batch), needed)
     return replace(recipe, batch=batch), peak

@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,13 +85,17 @@ class _Counting(TorchDispatchMode):
         beside, packet = 0, func._overloadpacket
         kind = "convolution" if "convolution" in str(packet) else "product"
         if kind == "convolution" and self.copies:
-            x = args[0]
-            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            beside = 0 if last or args[1].is_contiguous(memory_format=torch.channels_last) else x.nbytes
+            back = packet is torch.ops.aten.convolution_backward
+            given, weight = (args[:2], args[2]) if back else (args[:1], args[1])
+            beside = 0 if _channels_last(weight) else sum(x.nbytes for x in given if not _channels_last(x))
         if packet in flop_registry:
             count.work[kind] += flop_registry[packet](*args, **kwargs, out_val=out)
         count.beside(beside)
         return out
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def track(count: _Count, tensor: Tensor) -> int:
@@ -114,6 +118,21 @@ def track(count: _Count, tensor: Tensor) -> int:
     return size
 
 
+class _Attended(torch.autograd.Function):
+    """Keeps for the way back what the fused kernels keep."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, _ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
 class _Fused(TorchFunctionMode):
     """Attention without its scores; and what is asked of numbers that are not there is answered yes."""
 
@@ -129,7 +148,7 @@ class _Fused(TorchFunctionMode):
             named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
             q, k, v = named["query"], named["key"], named["value"]
             self.count.work["attention"] += 2.0 * q.numel() * k.shape[-2] * (1 + v.shape[-1] / q.shape[-1])
-            return q.new_empty(*q.shape[:-1], v.shape[-1])
+            return cast("Tensor", _Attended.apply(q, k, v))
         if func is Tensor.__bool__ and args[0].is_meta:
             return True
         return func(*args, **kwargs)

@@ -22,8 +22,13 @@ from torch import Tensor, nn
 from ...pipelines.converts._linear import mount, self_attentions
 from ...pipelines.noise import SeededNoise
 from ...pipelines.paths import begin
-from ...pipelines.protocols import Model, Pred, Predict, State
+from ...pipelines.protocols import Cond, Model, Pred, Predict, State
+from ...pipelines.rehearsal import rehearse, weightless
 from ...pipelines.samplers.ddim import Ddim
+
+
+GAPS = 1.25
+"""What the allocator holds for all that is kept for the way back, by what that takes; measured on a processor."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,8 @@ class Distilled:
 
     def __call__(self, model: Model, prompts: Sequence[str], seed: int = 0) -> tuple[nn.Module, list[float]]:
         """The linear network, and its relative squared error over the trajectories it learned from."""
-        teacher: Any = model.denoise.net
-        student = copy.deepcopy(teacher)
-        for module in self_attentions(student).values():
-            mount(module)
-            module.requires_grad_(True)
-        learning = [p for p in student.parameters() if p.requires_grad]
-        best = torch.optim.AdamW(learning, lr=self.rate, weight_decay=1e-4)
+        student = _student(model.denoise.net)
+        best = torch.optim.AdamW(_learning(student), lr=self.rate, weight_decay=1e-4)
         errors: list[float] = []
         began, turn = time.monotonic(), 0
         while (passed := (time.monotonic() - began) / (60 * self.minutes)) < 1:
@@ -78,30 +78,63 @@ class Distilled:
         ts = model.default_schedule(own.width, own.height)(own.steps, denoise.path)
         noise = SeededNoise.batch(seed, len(told), model.latent_shape(own.width, own.height))
         cond, state = model.encode(told, key="pos"), State(begin(denoise.path, noise(), ts[0]))
-        taught: list[tuple[Any, Any, Any]] = []
-        handle = denoise.net.register_forward_hook(
-            lambda module, args, kwargs, out: taught.append((args, kwargs, out)), with_kwargs=True
-        )
-        try:
-            for t, u in pairwise(ts):
-                taught.clear()
-                with torch.no_grad(), outputs(denoise.net) as wanted:
-                    (pred,) = denoise(state.x, t, cond)
-                args, kwargs, (goal, *_) = taught[-1]
-                with outputs(student) as ours:
-                    out = student(*args, **kwargs)[0]
-                loss = error = relative(out, goal)
-                if self.features:
-                    parts = [relative(a, b) for a, b in zip(ours, wanted, strict=True)]
-                    loss = loss + self.features * torch.stack(parts).mean()
-                best.zero_grad(set_to_none=True)
-                loss.backward()
-                best.step()
-                total += float(error.detach())
-                state = Ddim()(_known(pred), state, t, u, denoise.path, noise)
-        finally:
-            handle.remove()
+        for t, u in pairwise(ts):
+            best.zero_grad(set_to_none=True)
+            pred, error = self._lesson(model, student, state.x, t, cond)
+            best.step()
+            total += float(error)
+            state = Ddim()(_known(pred), state, t, u, denoise.path, noise)
         return total / (len(ts) - 1)
+
+    def _lesson(
+        self, model: Model, student: nn.Module, x: Tensor, t: float, cond: Cond
+    ) -> tuple[Pred, Tensor]:
+        """The teacher's answer; and the student's error, of which the gradients are then in place."""
+        teacher = model.denoise.net
+        with torch.no_grad(), _heard(teacher) as heard, outputs(teacher) as wanted:
+            (pred,) = model.denoise(x, t, cond)
+        args, kwargs, (goal, *_) = heard[-1]
+        with outputs(student) as ours:
+            out = student(*args, **kwargs)[0]
+        loss = error = relative(out, goal)
+        if self.features:
+            parts = [relative(a, b) for a, b in zip(ours, wanted, strict=True)]
+            loss = loss + self.features * torch.stack(parts).mean()
+        loss.backward()
+        return pred, error.detach()
+
+    def held(self, model: Model) -> int:
+        """Bytes at the peak of learning beside the model's weights: the student's, its gradients, their two moments
+        and what is kept for the way back."""
+        teacher, own = model.denoise.net, model.defaults
+        with weightless([teacher]):
+            student = _student(teacher)
+        learned = sum(p.nbytes for p in _learning(student))
+        cond = model.encode([""] * self.batch, key="pos")
+        cond = Cond(cond.key, {name: t.to("meta") for name, t in cond.embeds.items()})
+
+        def act() -> None:
+            _learning(student)
+            x = torch.empty(self.batch, *model.latent_shape(own.width, own.height), device="meta")
+            with torch.enable_grad():
+                self._lesson(model, student, x, model.denoise.path.start * 0.5, cond)
+
+        on_processor = next(teacher.parameters()).device.type == "cpu"
+        need = rehearse(act, [teacher, student], processor=on_processor)
+        return int(GAPS * need.peak) + 2 * learned + sum(p.nbytes for p in student.parameters())
+
+
+def _student(teacher: nn.Module) -> nn.Module:
+    student = copy.deepcopy(teacher)
+    for module in self_attentions(student).values():
+        mount(module)
+    return student
+
+
+def _learning(student: nn.Module) -> list[nn.Parameter]:
+    """What of it learns, and is told so."""
+    found = [p for module in self_attentions(student).values() for p in module.parameters()]
+    return [p.requires_grad_(True) for p in found]
 
 
 def _known(pred: Pred) -> Predict:
@@ -111,6 +144,19 @@ def _known(pred: Pred) -> Predict:
 
 def relative(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().mean() / b.square().mean().clamp_min(1e-12)
+
+
+@contextmanager
+def _heard(net: nn.Module) -> Iterator[list[tuple[Any, Any, Any]]]:
+    """What it is given and what it answers, call by call."""
+    calls: list[tuple[Any, Any, Any]] = []
+    handle = net.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append((args, kwargs, out)), with_kwargs=True
+    )
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 @contextmanager

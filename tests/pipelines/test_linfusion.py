@@ -22,6 +22,7 @@ from sfumato.pipelines.loading import find_model, open_model
 from sfumato.pipelines.noise import SeededNoise
 from sfumato.pipelines.paths import begin
 from sfumato.pipelines.protocols import State
+from sfumato.pipelines.rehearsal import sampling
 from sfumato.pipelines.samplers.ddim import Ddim
 from tiny_nets import tiny
 from tiny_unets import tiny_unet
@@ -116,6 +117,22 @@ def test_distillation_learns_and_leaves_the_teacher_alone() -> None:
     assert len(self_attentions(student)) == len(self_attentions(model.denoise.net))
     after = model.denoise.net.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[n], w) for n, w in before.items())
+
+
+def test_what_distillation_holds_is_foreseen() -> None:
+    """The gradients and what is kept for them are counted, not only what a call takes."""
+    model = open_model(find_model("still-life-unet"))
+    one, two, four = (Distilled(batch=batch).held(model) for batch in (1, 2, 4))
+    assert two - one > 1.5 * rehearsed(model) and abs((four - two) - 2 * (two - one)) < 0.2 * (four - two)
+    assert all(not p.is_meta and not p.requires_grad for p in model.denoise.net.parameters())
+
+
+def rehearsed(model: Any) -> int:
+    """Bytes of one more picture in a call of the network."""
+    own = model.defaults
+    conds = [model.encode([""], key="pos")]
+    needs = [sampling(model, conds, own.width, own.height, batch).peak for batch in (1, 2)]
+    return needs[1] - needs[0]
 
 
 @pytest.mark.parametrize("name", ["flux", "sd"])

@@ -26,7 +26,6 @@ from ...pipelines.protocols import Cond, Model, Pred, Predict, State
 from ...pipelines.rehearsal import rehearse, weightless
 from ...pipelines.samplers.ddim import Ddim
 
-
 GAPS = 1.25
 """What the allocator holds for all that is kept for the way back, by what that takes; measured on a processor."""
 

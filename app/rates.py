@@ -118,13 +118,13 @@ def _own(x: Tensor, a: Tensor) -> dict[str, float]:
     from ..kernels.dense import DenseLinear
     from ..kernels.native.around import available as native
     from ..kernels.quant.int8 import available
-    from ..kernels.quant.layers import Int8Linear
+    from ..kernels.quant.layers import int8
     from ..kernels.winograd import WinogradConv2d
 
     width = a.shape[1]
     around = WinogradConv2d(nn.Conv2d(width, width, 3, padding=1))
     plain = nn.Linear(width, 4 * width)
-    eight = plain if available() else Int8Linear(plain)
+    eight = plain if available() else (int8(plain) or plain)
     dense = plain if native() else DenseLinear(plain)
     return {
         "bytewise": _per_second(lambda: eight(a), 2.0 * a.numel() * 4 * width, False),

@@ -8,12 +8,13 @@ alone.
 from __future__ import annotations
 
 import argparse
+from typing import cast
 
 import harness
 import torch
 from harness import Row
 from sfumato.kernels.native.around import After, Norm, available, normed
-from sfumato.kernels.quant.layers import Int8Conv2d
+from sfumato.kernels.quant.layers import Int8Conv2d, int8
 from torch import nn
 
 SHAPES = ((320, 320, 64), (960, 320, 64), (640, 640, 32), (1920, 640, 32), (1280, 1280, 16), (1280, 1280, 8))
@@ -27,7 +28,8 @@ def measured(inputs: int, outputs: int, side: int, repeats: int) -> list[Row]:
     norm = Norm(32, torch.ones(inputs), torch.zeros(inputs), 1e-5)
     residual, shift = torch.randn(2, side, side, outputs), torch.randn(2, outputs)
     after = After(shift=shift, residual=residual)
-    forms = {"as it is": Int8Conv2d(layer, 0), "by tiles": Int8Conv2d(layer, layer.weight.numel())}
+    tiled = {"as it is": 0, "by tiles": layer.weight.numel()}
+    forms = {name: cast("Int8Conv2d", int8(layer, tiled=most)) for name, most in tiled.items()}
     runs = {name: lambda form=form: form.after(x, after, norm) for name, form in forms.items()}
     wanted = layer(normed(x, norm))
     errors = {

@@ -156,7 +156,8 @@ def functions() -> ctypes.CDLL:
     found = library().functions
     assert found is not None, library().lacking
     pointer, count, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    found.sfumato_round_rows.argtypes = (pointer, *[count] * 4, pointer, pointer, pointer, threads)
+    known = (ctypes.c_float, ctypes.c_int32)
+    found.sfumato_round_rows.argtypes = [pointer, *[count] * 4, *known, pointer, pointer, pointer, threads]
     found.sfumato_pack_weight.argtypes = (pointer, *[count] * 3, pointer, pointer)
     found.sfumato_pack_weight.restype = None
     return found

@@ -27,18 +27,19 @@ void store(const float* x, int64_t count, const Step& step, uint8_t* out) {
 
 }  // namespace
 
-// x [rows][features] -> out [rows][padded]; what pads is zero.
+// x [rows][features] -> out [rows][padded]; what pads is zero. A scale of 0 is measured, row by row.
 extern "C" void sfumato_round_rows(const float* x, int64_t rows, int64_t features, int64_t stride, int64_t padded,
-                                   uint8_t* out, float* scale, int32_t* zero, int threads) {
+                                   float known_scale, int32_t known_zero, uint8_t* out, float* scale, int32_t* zero,
+                                   int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t m = 0; m < rows; ++m) {
         const float* row = x + m * stride;
         Range range;
-        for (int64_t i = 0; i < features; i += 16) {
+        for (int64_t i = 0; i < (known_scale ? 0 : features); i += 16) {
             const __mmask16 here = lanes(features - i);
             range.see(_mm512_maskz_loadu_ps(here, row + i), here);
         }
-        const Step step = range.step();
+        const Step step = known_scale ? Step(known_scale, known_zero) : range.step();
         scale[m] = step.scale, zero[m] = step.zero;
         store(row, features, step, out + m * padded);
         std::memset(out + m * padded + features, 0, padded - features);
@@ -109,6 +110,8 @@ struct Pictures {
     int64_t times;        // each pixel becomes so many by so many
     Norm norm;
     int32_t threads;
+    float known_scale;    // of all pictures; 0 where it is to be measured
+    int32_t known_zero;
 };
 
 // Returns 0, or 1 without memory.
@@ -119,12 +122,12 @@ extern "C" int sfumato_round_pictures(const Pictures* given) {
     if (!known.whole()) return 1;
 #pragma omp parallel num_threads(p.threads)
     {
-        known.learn(p.x, p.norm);
+        if (!p.known_scale || p.norm.groups) known.learn(p.x, p.norm);
 #pragma omp for schedule(static) collapse(2)
         for (int64_t n = 0; n < p.pictures; ++n)
             for (int64_t y = 0; y < high; ++y) {
                 uint8_t* row = p.out + (n * high + y) * wide * p.padded;
-                const Step& step = known.steps[n];
+                const Step step = p.known_scale ? Step(p.known_scale, p.known_zero) : known.steps[n];
                 if (y == 0) p.scale[n] = step.scale, p.zero[n] = step.zero;
                 const int64_t from = y - p.pad_y;
                 if (from < 0 || from >= p.height * p.times) {

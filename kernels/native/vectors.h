@@ -133,4 +133,5 @@ struct Step {
         scale = (high - low) / 255, factor = 1 / scale;
         zero = std::min(std::max(int32_t(std::nearbyint(-low * factor)), 0), 255);
     }
+    Step(float scale, int32_t zero) : scale(scale), factor(1 / scale), zero(zero) {}
 };

@@ -32,7 +32,7 @@ from ..native.around import (
     seen,
 )
 from ..native.products import LayerNorm, Product
-from .int8 import Geometry, Weight, restored, rounded
+from .int8 import Geometry, Scale, Weight, restored, rounded
 
 MOST_INPUTS = 65_000
 """Inputs of one sum, over all taps: more could leave 32 bits."""
@@ -60,15 +60,16 @@ class _Pictures(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("pictures", "height", "width", "channels", "padded")),
         *((name, ctypes.c_int64) for name in ("pad_y", "pad_x", "times")),
         *NORM_FIELDS,
-        ("threads", ctypes.c_int32),
+        *(("threads", ctypes.c_int32), ("known_scale", ctypes.c_float), ("known_zero", ctypes.c_int32)),
     )
 
 
+MEASURED = Scale(0.0, 0)
 POINTWISE = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
-def stored_rows(x: Tensor, norm: LayerNorm | None = None) -> Stored:
-    """x [M,I] float32 -> [M,1,1,I] with a scale per row, after the norm."""
+def stored_rows(x: Tensor, norm: LayerNorm | None = None, known: Scale = MEASURED) -> Stored:
+    """x [M,I] float32 -> [M,1,1,I] with a scale per row, after the norm; or all with a known one, without a norm."""
     x = float32(x) if x.stride(1) == 1 else float32(x).contiguous()
     rows, features = x.shape
     padded = -(-features // 4) * 4
@@ -87,14 +88,19 @@ def stored_rows(x: Tensor, norm: LayerNorm | None = None) -> Stored:
         done(functions().sfumato_round_normed_rows(ctypes.byref(given)))
         return out
     functions().sfumato_round_rows(
-        *(at(x), rows, features, x.stride(0), padded),
+        *(at(x), rows, features, x.stride(0), padded, *known),
         *(at(out.pixels), at(out.scale), at(out.zero), torch.get_num_threads()),
     )
     return out
 
 
-def stored_pictures(x: Tensor, padding: tuple[int, int], norm: Norm | None = None, times: int = 1) -> Stored:
-    """x [B,I,H,W] float32 -> [B,H',W',I] with a scale per picture, after the norm; each pixel `times` by `times`."""
+def stored_pictures(
+    x: Tensor, padding: tuple[int, int], norm: Norm | None = None, times: int = 1, known: Scale = MEASURED
+) -> Stored:
+    """x [B,I,H,W] float32 -> [B,H',W',I] with a scale per picture, or a known one, after the norm.
+
+    Each pixel becomes `times` by `times`.
+    """
     x = float32(x).contiguous(memory_format=torch.channels_last)
     pictures, channels, height, width = x.shape
     padded = -(-channels // 4) * 4
@@ -107,7 +113,7 @@ def stored_pictures(x: Tensor, padding: tuple[int, int], norm: Norm | None = Non
         *(at(t) for t in (x, out.pixels, out.scale, out.zero)),
         *(pictures, height, width, channels, padded, *padding, times),
         *norm_fields(norm),
-        torch.get_num_threads(),
+        *(torch.get_num_threads(), *known),
     )
     done(functions().sfumato_round_pictures(ctypes.byref(given)))
     return out
@@ -122,15 +128,19 @@ def _room(x: Tensor, pictures: int, height: int, width: int, channels: int) -> S
 
 
 class Matrix(nn.Module):
-    """A weight [O,I,kh,kw] or [O,I] and its bias [O] in the order in which the kernel reads them."""
+    """A weight [O,I,kh,kw] or [O,I] and its bias [O] in the order in which the kernel reads them.
+
+    Inputs that come without a norm are rounded by the `known` scale.
+    """
 
     packed: Tensor
     sums: Tensor
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Weight, bias: Tensor | None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None, known: Scale = MEASURED) -> None:
         super().__init__()
+        self.known = known
         stored = weight.stored.contiguous()
         self.outputs, self.inputs = stored.shape[:2]
         self.taps = (stored.shape[2], stored.shape[3]) if stored.ndim == 4 else (1, 1)
@@ -151,10 +161,16 @@ class Matrix(nn.Module):
         )
 
     def rows(self, x: Tensor, norm: LayerNorm | None = None) -> Stored:
-        return stored_rows(x, norm)
+        return stored_rows(x, norm, MEASURED if norm else self.known)
 
     def pictures(self, x: Tensor, norm: Norm | None = None) -> Stored:
-        return stored_pictures(x, (0, 0), norm)
+        return self.windows(x, (0, 0), norm)
+
+    def windows(
+        self, x: Tensor, padding: tuple[int, int], norm: Norm | None = None, times: int = 1
+    ) -> Stored:
+        """Of a convolution, with its padding."""
+        return stored_pictures(x, padding, norm, times, MEASURED if norm else self.known)
 
     def forward(
         self, x: Stored, geometry: Geometry = POINTWISE, after: After = PLAIN, out: Tensor | None = None

@@ -89,21 +89,22 @@ def quantised(x: Tensor, scale: Scale) -> Tensor:
 
 
 class PackedLinear:
-    """A weight [O,I] and bias [O] in oneDNN's order."""
+    """A weight [O,I] and bias [O] in oneDNN's order; inputs go by a known scale, or each of the B has its own."""
 
-    def __init__(self, weight: Weight, bias: Tensor | None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None, known: Scale | None = None) -> None:
+        self.known = known
         self.scale, self.zero = weight.scale, torch.zeros(len(weight.scale), dtype=torch.int64)
         self.packed = torch.ops.onednn.qlinear_prepack(weight.stored, None)
         self.bias, self.nbytes = bias, weight.stored.nbytes
 
-    def __call__(self, x: Tensor, scale: Scale | None = None) -> Tensor:
-        """x [B,...,I] float32 -> [B,...,O] float32. Without a scale each of the B has its own."""
-        if scale is None and len(x) > 1:
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [B,...,I] float32 -> [B,...,O] float32."""
+        if self.known is None and len(x) > 1:
             return torch.cat([self(row) for row in x.split(1)])
         if x.is_meta:
             tell("bytewise", 2.0 * x.numel() * len(self.scale), 2 * x.numel())
             return x.new_empty(*x.shape[:-1], len(self.scale))
-        scale = scale or measured(x)
+        scale = self.known or measured(x)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             *(quantised(x, scale), scale.scale, scale.zero),
             *(self.packed, self.scale, self.zero, self.bias),
@@ -114,9 +115,12 @@ class PackedLinear:
 
 
 class PackedConv:
-    """A weight [O,I/groups,kh,kw] and bias [O] in oneDNN's order."""
+    """A weight [O,I/groups,kh,kw] and bias [O] in oneDNN's order; scales of inputs as above."""
 
-    def __init__(self, weight: Weight, bias: Tensor | None, geometry: Geometry) -> None:
+    def __init__(
+        self, weight: Weight, bias: Tensor | None, geometry: Geometry, known: Scale | None = None
+    ) -> None:
+        self.known = known
         self.scale, self.zero = weight.scale, torch.zeros(len(weight.scale), dtype=torch.int64)
         self.bias, self.geometry = bias, geometry
         self.shape, self.nbytes = weight.stored.shape, weight.stored.nbytes
@@ -125,10 +129,10 @@ class PackedConv:
             weight.stored, self.scale, 1.0, 0, stride, padding, dilation, groups, None
         )
 
-    def __call__(self, x: Tensor, scale: Scale | None = None) -> Tensor:
-        """x [B,I,H,W] float32 -> [B,O,h,w] float32, channels last. Without a scale each of the B has its own."""
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [B,I,H,W] float32 -> [B,O,h,w] float32, channels last."""
         x = x.contiguous(memory_format=torch.channels_last)
-        if scale is None and len(x) > 1:
+        if self.known is None and len(x) > 1:
             return torch.cat([self(image) for image in x.split(1)])
         stride, padding, dilation, groups = self.geometry
         if x.is_meta:
@@ -139,7 +143,7 @@ class PackedConv:
             shaped = x.new_empty(len(x), *size, self.shape[0]).permute(0, 3, 1, 2)
             tell("bytewise", 2.0 * shaped.numel() * self.shape[1:].numel(), 2 * x.numel())
             return shaped
-        scale = scale or measured(x)
+        scale = self.known or measured(x)
         out: Tensor = torch.ops.onednn.qconv2d_pointwise(
             *(quantised(x, scale), scale.scale, scale.zero),
             *(self.packed, self.scale, self.zero, self.bias),

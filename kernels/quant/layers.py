@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..native.around import PLAIN, After, Norm, available
 from ..native.products import Linear
 from ..winograd import fits
-from .fused import MOST_INPUTS, POINTWISE, Matrix, stored_pictures, stored_rows
-from .int8 import Geometry, PackedConv, PackedLinear, geometry_of, weight_of
-from .packed import packable
+from .bytewise import Bytewise
+from .fused import MOST_INPUTS, POINTWISE, Matrix
+from .int8 import PackedConv, PackedLinear, geometry_of, weight_of
+from .packed import QuantConv2d, QuantLinear, packable
 from .winograd_int8 import Tiled
 
 LEAST_INPUTS = 9 * 32
@@ -28,12 +29,10 @@ LEAST_INPUTS = 9 * 32
 class Int8Linear(Linear):
     """x [...,I] float32 -> [...,O] float32."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, product: Matrix | PackedLinear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        weight, bias = weight_of(layer.weight), None if layer.bias is None else layer.bias.detach()
-        fits = available() is None and self.in_features <= MOST_INPUTS
-        self.product: Matrix | PackedLinear = Matrix(weight, bias) if fits else PackedLinear(weight, bias)
+        self.product = product
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.product, PackedLinear):
@@ -44,11 +43,10 @@ class Int8Linear(Linear):
 class Int8Conv2d(nn.Module):
     """x [B,I,H,W] float32 -> [B,O,h,w] float32, channels last."""
 
-    def __init__(self, layer: nn.Conv2d, tiled: int) -> None:
+    def __init__(self, layer: nn.Conv2d, product: Matrix | Tiled | PackedConv) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        self.geometry = geometry_of(layer)
-        self.product = _convolution(layer, self.geometry, tiled)
+        self.geometry, self.product = geometry_of(layer), product
         self.pointwise = layer.kernel_size == (1, 1) and self.geometry == POINTWISE
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,24 +63,13 @@ class Int8Conv2d(nn.Module):
             pixels = x.permute(0, 2, 3, 1).contiguous()
             if after.residual is not None:
                 after = after._replace(residual=after.residual.reshape(-1, 1, 1, self.out_channels))
-            out = product(stored_rows(pixels.view(-1, self.in_channels)), after=after)
+            out = product(product.rows(pixels.view(-1, self.in_channels)), after=after)
             return out.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
-        return product(stored_pictures(x, self.geometry.padding, norm, times), self.geometry, after).permute(
-            0, 3, 1, 2
-        )
+        stored = product.windows(x, self.geometry.padding, norm, times)
+        return product(stored, self.geometry, after).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.geometry}"
-
-
-def _convolution(layer: nn.Conv2d, geometry: Geometry, tiled: int) -> Matrix | Tiled | PackedConv:
-    bias = None if layer.bias is None else layer.bias.detach()
-    inputs = layer.weight[0].numel()
-    if available() is not None or geometry.groups != 1 or inputs > MOST_INPUTS:
-        return PackedConv(weight_of(layer.weight), bias, geometry)
-    if fits(layer) and by_tiles(layer.weight.shape, tiled):
-        return Tiled(layer.weight, bias)
-    return Matrix(weight_of(layer.weight), bias)
 
 
 def by_tiles(shape: Sequence[int], tiled: int) -> bool:
@@ -91,15 +78,40 @@ def by_tiles(shape: Sequence[int], tiled: int) -> bool:
 
 
 def int8(layer: nn.Module, *, tiled: int = 0) -> nn.Module | None:
-    """The layer in 8 bits; None if there is no such form of it. `tiled`: see `pipelines/converts/int8.py`."""
+    """The layer in 8 bits; None if there is no such form of it. `tiled`: see `pipelines/converts/int8.py`.
+
+    One of packed weights keeps its own 8 bits, and its own scale of inputs.
+    """
+    if isinstance(layer, QuantLinear | QuantConv2d):
+        made = layer.widened() if layer.bare() else None
+        return None if made is None else _layer(layer, made.product)
     found = packable(layer)
     if found is None:
         return None
-    return Int8Linear(found) if isinstance(found, nn.Linear) else Int8Conv2d(found, tiled)
+    bias = None if found.bias is None else found.bias.detach()
+    if isinstance(found, nn.Linear):
+        return _layer(found, Bytewise(weight_of(found.weight), bias).product)
+    geometry, whole = geometry_of(found), found.groups == 1 and found.weight[0].numel() <= MOST_INPUTS
+    if available() is None and whole and fits(found) and by_tiles(found.weight.shape, tiled):
+        return _layer(found, Tiled(found.weight, bias))
+    return _layer(found, Bytewise(weight_of(found.weight), bias, geometry).product)
+
+
+def _layer(layer: nn.Linear | nn.Conv2d, product: Matrix | Tiled | PackedLinear | PackedConv) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return Int8Linear(layer, cast("Matrix | PackedLinear", product))
+    return Int8Conv2d(layer, cast("Matrix | Tiled | PackedConv", product))
 
 
 def untold(layer: nn.Module) -> int:
-    """Bytes of weights that are in no tensor of a layer: those in oneDNN's order."""
+    """Bytes of weights that are in no tensor of a layer: in oneDNN's order, or a second form of packed ones."""
+    if isinstance(layer, QuantLinear | QuantConv2d):
+        second = (
+            layer.weight.device.type == "cpu"
+            and layer.activation is not None
+            and layer.bytewise() is not None
+        )
+        return layer.rows * layer.count if second else 0
     packed = isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(
         layer.product, PackedLinear | PackedConv
     )

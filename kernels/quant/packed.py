@@ -4,8 +4,9 @@ Beside the weight a layer may hold: a scale per input channel that was moved int
 low-rank branch in full precision (`low_down`, `low_up`), single weights in full precision (`outlier_*`), a fixed noise
 added before its input is rounded and taken off after (`input_noise`, `noise_output`), and a first token that is always
 the same, with what the full layer makes of it (`first_input`, `first_output`). What is there is named by its tensors,
-so the layer's own state dict is all that a checkpoint needs beside a few numbers. Products in 8 bits go through oneDNN
-where the format has an exact form in 8 bits, on a processor, in float32.
+so the layer's own state dict is all that a checkpoint needs beside a few numbers. Where the format has an exact form in
+8 bits, and the input is rounded to as many, products are in 8 bits on a processor, in float32; the weight is then held
+in the kernel's order too.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch.nn import functional as F
 
 from . import on_cuda
 from .activations import Activation
+from .bytewise import Bytewise
 from .formats import Format, size_of, spec_of
-from .int8 import PackedConv, PackedLinear, Weight, available, geometry_of
+from .int8 import Scale, Weight, available, geometry_of
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
 
@@ -49,7 +51,7 @@ class _Packed(nn.Module):
         for name, tensor in tensors.items():
             if name != "weight":
                 self.register_buffer(name, tensor)
-        self._product: PackedLinear | PackedConv | None = None
+        self._product: Bytewise | None = None
 
     def held(self, name: str) -> Tensor | None:
         return self._buffers.get(name)
@@ -75,16 +77,26 @@ class _Packed(nn.Module):
         found = spec_of(self.form)
         return found if self.activation is None else {**found, "activation": self.activation.spec()}
 
-    def in_8_bits(self, x: Tensor) -> bool:
-        """Whether this input can go through a product in 8 bits."""
-        a = self.activation
-        if a is None or a.bits != 8 or a.group or x.device.type != "cpu" or x.dtype != torch.float32:
-            return False
-        return self.held("outlier_values") is None and available() is None
+    def bytewise(self) -> Bytewise | None:
+        """Its product in 8 bits, where the format and the rounding of inputs have one, on a processor."""
+        if self._product is None and self.activation is not None:
+            self._product = self.widened()
+        return self._product
 
-    def wide(self) -> Weight | None:
-        """The weight in 8 bits, where the format has such a form."""
-        return self.form.widened(self.tensors(), self.count)
+    def widened(self) -> Bytewise | None:
+        """The same, made anew; an input that is not rounded so far is then rounded to 8 bits as it comes."""
+        a = Activation(8) if self.activation is None else self.activation
+        if a.bits != 8 or a.group or available() is not None or self.held("outlier_values") is not None:
+            return None
+        weight = self.form.widened(self.tensors(), self.count)
+        return None if weight is None else self._multiplied(weight, a.scale)
+
+    def bare(self) -> bool:
+        """Whether nothing lies beside the weight."""
+        return set(self._buffers) <= set(self.form.shapes(1, 1))
+
+    def _multiplied(self, weight: Weight, known: Scale | None) -> Bytewise:
+        raise TypeError(f"{type(self).__name__} has no product")
 
     def forward(self, x: Tensor) -> Tensor:
         axis = 1 if isinstance(self, nn.Conv2d) else -1
@@ -131,16 +143,14 @@ class QuantLinear(_Packed, nn.Linear):
     def product(self, x: Tensor) -> Tensor:
         if (out := on_cuda.product(self, x)) is not None:
             return out
-        scale = None if self.activation is None else self.activation.scale
-        if self.in_8_bits(x):
-            weight = None if self._product else self.wide()
-            if weight is not None:
-                self._product = PackedLinear(weight, self.bias)
-            if isinstance(self._product, PackedLinear):
-                return self._product(x, scale)
+        if _on_processor(x) and (bytewise := self.bytewise()) is not None:
+            return bytewise(x)
         if self.activation is not None:
             x = self.activation(x, -1)
         return F.linear(x, self.dense(x.dtype), self.bias)
+
+    def _multiplied(self, weight: Weight, known: Scale | None) -> Bytewise:
+        return Bytewise(weight, self.bias, None, known)
 
     def branch(self, x: Tensor) -> Tensor:
         down, up = self._buffers["low_down"], self._buffers["low_up"]
@@ -162,18 +172,18 @@ class QuantConv2d(_Packed, nn.Conv2d):
         self._hold(layer, form, tensors, activation)
 
     def product(self, x: Tensor) -> Tensor:
-        shape = (self.rows, self.in_channels // self.groups, *self.kernel_size)
-        scale = None if self.activation is None else self.activation.scale
-        if self.in_8_bits(x):
-            weight = None if self._product else self.wide()
-            if weight is not None:
-                stored = Weight(weight.stored.reshape(shape), weight.scale)
-                self._product = PackedConv(stored, self.bias, geometry_of(self))
-            if isinstance(self._product, PackedConv):
-                return self._product(x, scale)
+        if _on_processor(x) and (bytewise := self.bytewise()) is not None:
+            return bytewise(x)
         if self.activation is not None:
             x = self.activation(x, 1)
-        return F.conv2d(x, self.dense(x.dtype).view(shape), self.bias, *geometry_of(self))
+        return F.conv2d(x, self.dense(x.dtype).view(self._shape()), self.bias, *geometry_of(self))
+
+    def _shape(self) -> tuple[int, ...]:
+        return (self.rows, self.in_channels // self.groups, *self.kernel_size)
+
+    def _multiplied(self, weight: Weight, known: Scale | None) -> Bytewise:
+        shaped = Weight(weight.stored.reshape(self._shape()), weight.scale)
+        return Bytewise(shaped, self.bias, geometry_of(self), known)
 
     def branch(self, x: Tensor) -> Tensor:
         down, up = self._buffers["low_down"], self._buffers["low_up"]
@@ -181,6 +191,10 @@ class QuantConv2d(_Packed, nn.Conv2d):
         shape = (len(down), self.in_channels, *self.kernel_size)
         inner = F.conv2d(x, down.to(x.dtype).view(shape), None, *geometry_of(self))
         return F.conv2d(inner, up.to(x.dtype)[:, :, None, None])
+
+
+def _on_processor(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _along(values: Tensor, axis: int, x: Tensor) -> Tensor:

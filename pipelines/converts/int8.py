@@ -25,6 +25,7 @@ from ...kernels.quant.int8 import available
 from ...kernels.quant.layers import int8
 from ._around import gathered
 from ._layers import on_processor, replaced
+from ._steady import steady
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,5 @@ class Int8:
         if lacking:
             raise ValueError(f"int8: {lacking}; leave it out")
         on_processor(net, "int8")
-        return gathered(
-            replaced(net, partial(int8, tiled=self.tiled), skip=self.skip, smallest=self.smallest)
-        )
+        replaced(net, partial(int8, tiled=self.tiled), skip=self.skip, smallest=self.smallest)
+        return gathered(steady(net))

@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from sfumato.kernels.native import around
 from sfumato.kernels.quant import int8
 from sfumato.kernels.quant.activations import Activation, activation_of
 from sfumato.kernels.quant.formats import NAMED
 from sfumato.kernels.quant.int8 import Scale, measured, rounded
+from sfumato.kernels.quant.layers import int8 as int8_layer
+from sfumato.kernels.quant.layers import untold
 from sfumato.kernels.quant.packed import matrix, packable, packed
 from sfumato.kernels.quant.stored import joined, low_rank, restored
 from torch import nn
@@ -74,15 +77,20 @@ def test_through_a_checkpoint(name: str) -> None:
 @pytest.mark.parametrize("name", list(layers()))
 @pytest.mark.parametrize("form", ["int8", "w4a8"])
 @pytest.mark.parametrize("scale", [None, Scale(0.03, 120)])
-def test_8_bits_are_onednns(name: str, form: str, scale: Scale | None) -> None:
+def test_products_in_8_bits(name: str, form: str, scale: Scale | None) -> None:
     """The same integers as the reference's; sums in another order."""
     layer = layers()[name]
     ours = packed(layer, NAMED[form], NAMED[form].pack(matrix(layer)), Activation(8, 0, scale))
     x = inputs(layer)
-    wanted = plain(layer, ours.dense())(rounded(x, scale))
-    assert torch.allclose(ours(x), wanted, atol=1e-4 * float(wanted.abs().max()))
+    by_row = isinstance(layer, nn.Linear) and around.available() is None  # oneDNN goes by picture
+    read = rounded(x.flatten(0, -2), scale).view(x.shape) if by_row else rounded(x, scale)
+    wanted = plain(layer, ours.dense())(read)
+    assert torch.allclose(ours(x), wanted, atol=2e-3 * float(wanted.abs().max()))  # ties go to either side
+    assert float((ours(x) - wanted).norm() / wanted.norm()) < 1e-3
     assert torch.equal(ours(x)[1:], ours(x[1:]))
-    assert ours._product is not None
+    exchanged = int8_layer(ours)
+    assert exchanged is not None and torch.equal(exchanged(x), ours(x))
+    assert untold(ours) == ours.rows * ours.count  # held twice
     once = ours.bfloat16()(x.bfloat16()).float()  # not through that product
     assert torch.allclose(once, wanted, atol=0.15)
 

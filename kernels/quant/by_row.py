@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..steady import one_by_one
 from ..triton_here import lacking
 from . import operators
 from .products import FP8, HALVES, Scaled, rows_of_8_bits, rows_of_fp8
@@ -90,7 +91,11 @@ class ByRowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = Scaled(self.get_buffer("stored"), self.get_buffer("scale").float())
-        return product(rounded(x, self.kind, self.here), weight, self.bias, x.dtype, self.here)
+
+        def multiplied(x: Tensor) -> Tensor:
+            return product(rounded(x, self.kind, self.here), weight, self.bias, x.dtype, self.here)
+
+        return multiplied(x) if self.here else one_by_one(multiplied, x)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ByRowLinear:
         """torch's own way of moving a module; asked here, since compiled code can't ask a device what it can."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..steady import one_by_one
 from . import on_cuda
 from .activations import Activation
 from .bytewise import Bytewise
@@ -145,9 +146,10 @@ class QuantLinear(_Packed, nn.Linear):
             return out
         if _on_processor(x) and (bytewise := self.bytewise()) is not None:
             return bytewise(x)
-        if self.activation is not None:
-            x = self.activation(x, -1)
-        return F.linear(x, self.dense(x.dtype), self.bias)
+        weight = self.dense(x.dtype)
+        if self.activation is None:
+            return F.linear(x, weight, self.bias)
+        return one_by_one(lambda x: F.linear(x, weight, self.bias), self.activation(x, -1))
 
     def _multiplied(self, weight: Weight, known: Scale | None) -> Bytewise:
         return Bytewise(weight, self.bias, None, known)
@@ -155,7 +157,8 @@ class QuantLinear(_Packed, nn.Linear):
     def branch(self, x: Tensor) -> Tensor:
         down, up = self._buffers["low_down"], self._buffers["low_up"]
         assert down is not None and up is not None
-        return F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        return one_by_one(lambda x: F.linear(F.linear(x, down), up), x)
 
 
 class QuantConv2d(_Packed, nn.Conv2d):
@@ -174,9 +177,10 @@ class QuantConv2d(_Packed, nn.Conv2d):
     def product(self, x: Tensor) -> Tensor:
         if _on_processor(x) and (bytewise := self.bytewise()) is not None:
             return bytewise(x)
-        if self.activation is not None:
-            x = self.activation(x, 1)
-        return F.conv2d(x, self.dense(x.dtype).view(self._shape()), self.bias, *geometry_of(self))
+        weight, geometry = self.dense(x.dtype).view(self._shape()), geometry_of(self)
+        if self.activation is None:
+            return F.conv2d(x, weight, self.bias, *geometry)
+        return one_by_one(lambda x: F.conv2d(x, weight, self.bias, *geometry), self.activation(x, 1))
 
     def _shape(self) -> tuple[int, ...]:
         return (self.rows, self.in_channels // self.groups, *self.kernel_size)
@@ -188,9 +192,9 @@ class QuantConv2d(_Packed, nn.Conv2d):
     def branch(self, x: Tensor) -> Tensor:
         down, up = self._buffers["low_down"], self._buffers["low_up"]
         assert down is not None and up is not None
-        shape = (len(down), self.in_channels, *self.kernel_size)
-        inner = F.conv2d(x, down.to(x.dtype).view(shape), None, *geometry_of(self))
-        return F.conv2d(inner, up.to(x.dtype)[:, :, None, None])
+        down = down.to(x.dtype).view(len(down), self.in_channels, *self.kernel_size)
+        up, geometry = up.to(x.dtype)[:, :, None, None], geometry_of(self)
+        return one_by_one(lambda x: F.conv2d(F.conv2d(x, down, None, *geometry), up), x)
 
 
 def _on_processor(x: Tensor) -> bool:
@@ -218,6 +222,11 @@ def packable(layer: nn.Module) -> Layer | None:
         isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
     )
     return layer if plain and isinstance(layer, nn.Conv2d) else None
+
+
+def rounds(net: nn.Module) -> bool:
+    """Whether some packed layers round their inputs."""
+    return any(isinstance(layer, _Packed) and layer.activation is not None for layer in net.modules())
 
 
 def packed(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ...kernels.quant.activations import Activation
 from ...kernels.quant.formats import Format
 from ...kernels.quant.integers import Grouped, PerChannel
-from ...kernels.quant.packed import Layer, packable, packed
+from ...kernels.quant.packed import Layer, packable, packed, rounds
+from ...kernels.steady import steady
 from ._calibration import Seen
 from ._layers import chosen, exchange
 
@@ -29,7 +30,7 @@ def pack_layers(net: nn.Module, make: Make, *, skip: Sequence[str], smallest: in
             new = None if found is None else make(name, found)
             if new is not None:
                 exchange(net, name, new)
-    return net
+    return steady(net) if rounds(net) else net
 
 
 def pack_layer(

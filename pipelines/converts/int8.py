@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import nn
 
+from ...kernels.dense import dense
+from ...kernels.native.around import available as native
 from ...kernels.quant.int8 import available
-from ...kernels.quant.layers import int8
+from ...kernels.quant.layers import Int8Conv2d, Int8Linear, int8
+from ...kernels.steady import steady
 from ._around import gathered
 from ._layers import on_processor, replaced
-from ._steady import steady
 
 
 @dataclass(frozen=True)
@@ -55,4 +58,13 @@ class Int8:
             raise ValueError(f"int8: {lacking}; leave it out")
         on_processor(net, "int8")
         replaced(net, partial(int8, tiled=self.tiled), skip=self.skip, smallest=self.smallest)
+        if not any(isinstance(layer, Int8Linear | Int8Conv2d) for layer in net.modules()):
+            return net
+        if native() is None:
+            replaced(net, _dense)  # for products that are the same in any batch
         return gathered(steady(net))
+
+
+def _dense(layer: nn.Module) -> nn.Module | None:
+    plain = type(layer) is nn.Linear and layer.weight.dtype == torch.float32
+    return dense(layer) if plain else None

@@ -24,6 +24,7 @@ from torch import nn
 from ...kernels.quant.by_row import ByRowLinear
 from ...kernels.quant.packed import packable
 from ...kernels.quant.products import FP8
+from ...kernels.steady import steady
 from ._layers import ENDS, replaced
 
 KINDS = {"fp8": FP8, "int8": torch.int8}
@@ -47,7 +48,8 @@ class W8A8:
             raise ValueError(f"smallest must be 0 or more, got {self.smallest}")
 
     def __call__(self, net: nn.Module) -> nn.Module:
-        return replaced(net, self._made, skip=self.skip, smallest=self.smallest)
+        replaced(net, self._made, skip=self.skip, smallest=self.smallest)
+        return steady(net) if any(isinstance(layer, ByRowLinear) for layer in net.modules()) else net
 
     def _made(self, layer: nn.Module) -> nn.Module | None:
         found = packable(layer)

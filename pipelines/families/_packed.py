@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...kernels.quant.packed import packable
+from ...kernels.quant.packed import packable, rounds
 from ...kernels.quant.stored import restored
+from ...kernels.steady import steady
 from ..errors import BadWeights
 from ..packed_header import layers_of
 from ..weight_writer import read_tensor
@@ -49,7 +50,7 @@ def load_packed(home: Path, file: Path, kind: str, dtype: torch.dtype) -> nn.Mod
         for name, t in tensors.items()
     }
     fill(net, kept, home)
-    return net
+    return steady(net) if rounds(net) else net
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -22,6 +22,8 @@ from sfumato.kernels.winograd import WinogradConv2d
 from sfumato.pipelines.converts import _around, _attending
 from sfumato.pipelines.converts.int8 import Int8
 from sfumato.pipelines.converts.products import Products
+from sfumato.pipelines.converts.svdquant import SvdQuant
+from sfumato.pipelines.converts.w8a8 import W8A8
 from sfumato.pipelines.converts.weight_only import WeightOnly
 from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.guidance.cfg import Cfg
@@ -96,6 +98,17 @@ def test_in_8_bits_a_picture_is_the_same_in_any_batch(name: str) -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(batch, torch.cat(alone))
+
+
+@pytest.mark.parametrize("convert", [SvdQuant(), SvdQuant(inputs=8), W8A8()])
+def test_networks_that_round_what_their_layers_get_are_steady_too(convert: Any) -> None:
+    model = open_model(find_model("still-life"))
+    convert(model.denoise.net)
+    make, texts = TextToImage(model), ["a red cube", "two balls"]
+    batch = make(texts, seed=[1, 2], steps=2).latents
+    assert torch.equal(
+        batch, torch.cat([make(text, seed=s, steps=2).latents for s, text in enumerate(texts, 1)])
+    )
 
 
 @pytest.mark.parametrize("convert", [Winograd(8), pytest.param(Products(smallest=64), marks=needs_cpp)])

@@ -50,11 +50,13 @@ def check(folder: Path, output: Path, parts: Iterable[str]) -> None:
     for part in parts:
         home = folder / part
         if not isinstance(index.get(part), list) or not (home / "config.json").is_file():
-            raise BadInput("parts", f"{folder} has no network {part!r}; it has {', '.join(networks(folder))}")
+            raise BadInput(
+                "parts", f"parts: {folder} has no network {part!r}; it has {', '.join(networks(folder))}"
+            )
         if any(layers_of(file) for file in weight_files(home).files):
-            raise BadInput("model", f"{home} is packed already; start from the plain weights")
+            raise BadInput("model", f"model: {home} is packed already; start from the plain weights")
     if output.exists():
-        raise BadInput("output", f"{output} exists; remove it or choose another --output")
+        raise BadInput("output", f"output: {output} exists; remove it or choose another --output")
 
 
 def quantise(
@@ -83,12 +85,12 @@ def quantise(
         if not found[0].layers:
             raise BadInput(
                 "method",
-                f"{said[found[0].part]} packs none of the layers of {folder}; see its settings smallest and skip",
+                f"method: {said[found[0].part]} packs no layer of {folder}; see its settings smallest and skip",
             )
         if budget is not None and found[0].after > budget:
             raise BadInput(
                 "budget",
-                f"{found[0].part} would take {found[0].after:,} bytes, the budget is {budget:,}; fewer bits, or mixdq",
+                f"budget: {budget:,} bytes, and {found[0].part} would take {found[0].after:,}; fewer bits, or mixdq",
             )
         os.replace(made, output)
     return found
@@ -164,14 +166,15 @@ def _packed(name: str, layer: Layer, source: Source, convert: Convert) -> QuantL
     except SfumatoError:
         raise
     except ValueError as error:
-        raise BadInput("method", f"{type(convert).__name__}: {error}") from error
+        raise BadInput("method", f"method: {type(convert).__name__}: {error}") from error
     for key, held in list(layer.named_parameters(recurse=False)):
         setattr(layer, key, nn.Parameter(held.to("meta"), requires_grad=False))
     if isinstance(new, QuantLinear | QuantConv2d):
         return new
     if new is not layer:
         raise BadInput(
-            "method", f"{type(convert).__name__} makes layers that no checkpoint holds; choose another"
+            "method",
+            f"method: {type(convert).__name__} makes layers that no checkpoint holds; choose another",
         )
     return None
 

@@ -17,7 +17,7 @@ from ..pipelines.text_to_image import TextToImage
 from . import reuse
 from .builder import build, find
 from .chosen import Technique
-from .converting import check_converts, converted, converts_of
+from .converting import busy, check_converts, converted, converts_of
 from .faults import refuse
 from .late_loras import late
 from .pictures import own_size
@@ -55,8 +55,8 @@ def on_device(request: R, device: str = "auto") -> R:
     return request.model_copy(update={"device": device, "dtype": dtype})
 
 
-def open_for(request: R, shelf: Shelf) -> Opened[R]:
-    """The model on the request's device, with its converts done."""
+def open_for(request: R, shelf: Shelf, spare: tuple[Technique, ...] = ()) -> Opened[R]:
+    """The model on the request's device, with its converts done; without those of `spare` that find nothing to do."""
     check_converts(converts_of(request))
     if request.model == "still-life" and not builtin_names():
         raise refuse(
@@ -84,7 +84,7 @@ def open_for(request: R, shelf: Shelf) -> Opened[R]:
 
     key = (place.place, beside, request.bridge, request.dtype, device, held, tuple(str(t) for t in converts))
     model = shelf.take(key, tuple(places), make)
-    return Opened(model, request, weighed(model, weights), lightened)
+    return Opened(model, busy(request, model, spare), weighed(model, weights), lightened)
 
 
 def resolve(request: R, model: Model) -> R:

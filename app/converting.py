@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from ..kernels.native.around import available as native
+from ..kernels.quant.packed import QuantConv2d, QuantLinear
 from ..pipelines.converts._ahead import Store
 from ..pipelines.converts.compile import Compile
 from ..pipelines.converts.winograd import Winograd
@@ -22,6 +26,17 @@ from .words import Words
 
 FLOAT_ONLY = ("int8", "winograd", "products", "w8a8", "fused-qkv")
 """After these a LoRA finds no weights to act on."""
+EXCHANGING = ("weights", "convolutions", "products", "projections")
+"""Slots of converts that do nothing but exchange plain layers."""
+PACKED = "the layers of this model are packed already"
+PLAINER = {
+    "int8": "int8 computes by oneDNN, without tiles and fused norms",
+    "winograd": "winograd runs in plain torch",
+}
+"""What is lost where our kernels in C++ can't run."""
+_IDLE: WeakKeyDictionary[Model, tuple[str, ...]] = WeakKeyDictionary()
+"""Converts that found only packed layers in an opened model."""
+R = TypeVar("R", bound=SamplingRequest)
 
 
 def converts_of(request: SamplingRequest) -> tuple[Technique, ...]:
@@ -68,16 +83,49 @@ def own_store() -> Store:
 
 def converted(model: Model, converts: Iterable[Technique]) -> Model:
     """The model, its network changed in place; Winograd's convolutions in the codec too."""
+    net, idle = model.denoise.net, list[str]()
+    packed = any(isinstance(layer, QuantLinear | QuantConv2d) for layer in net.modules())
     for technique in converts:
         convert = build(technique)
         if isinstance(convert, Compile) and convert.backend == "ahead":
             convert = replace(convert, store=own_store())
+        nets = [net]
+        if isinstance(convert, Winograd) and isinstance(model, Checkpoint):
+            vae = model.codec.vae
+            nets += [vae] if isinstance(vae, nn.Module) else []
+        before = _kinds(nets)
         try:
-            convert(model.denoise.net)
-            if isinstance(convert, Winograd) and isinstance(model, Checkpoint):
-                vae = model.codec.vae
-                if isinstance(vae, nn.Module):
-                    convert(vae)
+            for one in nets:
+                convert(one)
         except ValueError as error:
             raise BadInput("techniques", f"techniques: {technique}: {error}") from error
+        if packed and convert.slot in EXCHANGING and _kinds(nets) == before:
+            idle.append(str(technique))
+    _IDLE[model] = (*_IDLE.get(model, ()), *idle)
     return model
+
+
+def _kinds(nets: Iterable[nn.Module]) -> list[dict[str, type[nn.Module]]]:
+    return [{name: type(layer) for name, layer in net.named_modules()} for net in nets]
+
+
+def busy(request: R, model: Model, spare: Iterable[Technique] = ()) -> R:
+    """The request without those converts of `spare` that found only packed layers in the opened model; refused where
+    another did, for the picture would be said to be made with it.
+    """
+    idle = [technique for technique in converts_of(request) if str(technique) in _IDLE.get(model, ())]
+    for technique in idle:
+        if technique not in spare:
+            raise refuse(
+                "techniques", str(technique), f"changes nothing: {PACKED}; drop it, or take the plain model"
+            )
+    kept = tuple(technique for technique in request.techniques if technique not in idle)
+    return request.model_copy(update={"techniques": kept})
+
+
+def without_kernels(request: SamplingRequest) -> tuple[str, ...]:
+    """What converts go without where our kernels in C++ can't run, and why."""
+    used = {technique.id for technique in request.techniques}
+    lost = [told for name, told in PLAINER.items() if name in used and request.device == "cpu"]
+    why = native() if lost else None
+    return () if why is None else (f"{'; '.join(lost)}: {why}",)

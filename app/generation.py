@@ -19,7 +19,7 @@ from ..pipelines.protocols import Model
 from ..pipelines.stopping import Stopped
 from ..pipelines.text_to_image import TextToImage, as_images
 from .assembly import assemble, defaults_used, machine, resolve
-from .converting import check_loras
+from .converting import check_loras, without_kernels
 from .easing import built, eased, place
 from .fitting import fitted
 from .interruption import earlier_checkpoint
@@ -80,6 +80,7 @@ class Run:
         """What the user should know about an image's prompts, LoRAs and size."""
         size = size_note(self.request)
         after = (*self.adapters.told, *((size,) if size else ()), *plan_notes(self.request))
+        after = (*after, *without_kernels(self.request))
         return (*self.told, *remarks(self.words[index], self.model), *after)
 
     def alike(self, first: int) -> int:

@@ -15,7 +15,7 @@ from . import reuse
 from .assembly import on_device, open_for, open_scale
 from .builder import slot_of
 from .chosen import Technique
-from .converting import names_loras
+from .converting import PACKED, names_loras
 from .levels import Facts, choice
 from .requests import SamplingRequest
 from .shelf import Shelf
@@ -43,16 +43,20 @@ class Opened(NamedTuple, Generic[R]):
 def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
     """`device` is what `auto` means."""
     given = on_device(request, device)
-    request, notes = settled(given)
+    asked, notes = settled(given)
+    spare = tuple(technique for technique in asked.techniques if technique not in given.techniques)
     try:
-        model, request, weights, lightened = open_for(request, shelf)
+        model, request, weights, lightened = open_for(asked, shelf, spare)
     except BadInput as error:
-        added = [t for t in request.techniques if t.id == "compile" and t not in given.techniques]
+        added = [technique for technique in spare if technique.id == "compile"]
         if not added or not isinstance(error.__cause__, NoSite):
             raise
         notes = (*notes, f"optimize: compile is left out: {error.__cause__}")
-        kept = tuple(t for t in request.techniques if t not in added)
-        model, request, weights, lightened = open_for(request.model_copy(update={"techniques": kept}), shelf)
+        kept = tuple(technique for technique in asked.techniques if technique not in added)
+        asked = asked.model_copy(update={"techniques": kept})
+        model, request, weights, lightened = open_for(asked, shelf, spare)
+    idle = [technique.id for technique in asked.techniques if technique not in request.techniques]
+    notes = (*notes, *(f"optimize: {name} is left out: {PACKED}" for name in idle))
     if given.optimize == "fast":
         request, more = reused(request, model)
         notes = (*notes, *more)
@@ -76,8 +80,6 @@ def settled(request: R) -> tuple[R, tuple[str, ...]]:
             notes.append(f"optimize: {technique.id} is left out: {place}")
             continue
         chosen.append(technique)
-        if technique.id == "winograd" and native() is not None:
-            notes.append(f"optimize: winograd runs in plain torch: {native()}")
     return request.model_copy(update={"techniques": tuple(chosen), "optimize": "off"}), tuple(notes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from pathlib import Path
@@ -15,9 +14,9 @@ from .faults import refuse
 
 if TYPE_CHECKING:
     from ..kernels.quant.formats import Format
-    from ..pipelines.protocols import Convert, Model
+    from ..pipelines.protocols import Model
     from ..pipelines.quantised import Written
-    from .catalogue import Entry
+    from .quantize_methods import Method
 
 NETWORKS = ("transformer", "unet", "prior", "decoder")
 """What the network that denoises is called in an index, the first that is there."""
@@ -45,7 +44,13 @@ def models_quantize(
         ),
     ] = "weight-only",
     bits: Annotated[
-        int | None, typer.Option("--bits", help="per weight; the method's own if not given", min=2, max=8)
+        int | None,
+        typer.Option(
+            "--bits",
+            help="of the weights, where the method leaves a choice; its own if not given",
+            min=2,
+            max=8,
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -56,7 +61,9 @@ def models_quantize(
     also: Annotated[
         list[str] | None,
         typer.Option(
-            "--also", help="another part, as text_encoder or vae: its weights in 8 bits; repeat for more"
+            "--also",
+            help="another part, as vae, in 8 bits or by this method; may repeat",
+            metavar="PART[=METHOD]",
         ),
     ] = None,
     prompts: Annotated[
@@ -67,26 +74,36 @@ def models_quantize(
 
     Weights are read and written layer by layer. Methods that calibrate open the plain model first, as generate does.
     """
-    from ..pipelines.converts.weight_only import WeightOnly
-    from ..pipelines.quantised import quantise
-    from .builder import find
-    from .chosen import Technique
+    from ..pipelines.quantised import check, quantise
 
     folder, part = _network(place)
-    technique = Technique.model_validate(method)
-    entry = find(technique, "convert", "method")
+    each = _methods(part, method, bits, also or [])
     limit = None if budget is None else parse_size(budget)
-    given = _settings(technique, entry, bits)
-    if limit is not None and (known := _bits(entry, given)) is not None:
-        _surely(limit, folder / part, known)
-    given |= _measured(console, entry, given, folder / part, (limit, prompts))
-    made = _make(entry, given)
-    converts = {part: made, **{name: WeightOnly("int8") for name in also or () if name != part}}
-    console.say(f"packing {', '.join(converts)}")
-    said = str(technique) if bits is None else f"{technique} in {bits} bits"
-    found = quantise(folder, Path(output).expanduser(), converts, said=said, budget=limit)
-    data = {"folder": output, "method": said, "parts": [one._asdict() for one in found]}
-    console.data(data, "\n".join([output, *(told(one) for one in found)]))
+    check(folder, target := Path(output).expanduser(), each)
+    _surely(limit, folder / part, each[part].bits)
+    measured = _measured(console, each[part], folder / part, (limit, prompts))
+    converts = {name: one.made(measured if name == part else {}) for name, one in each.items()}
+    console.say(f"packing {', '.join(each)}")
+    said = {name: str(one) for name, one in each.items()}
+    found = quantise(folder, target, converts, said=said, budget=limit)
+    data = {"folder": output, "method": said[part], "parts": [one._asdict() for one in found]}
+    console.data(data, "\n".join([output, *map(told, found)]))
+
+
+def _methods(part: str, text: str, bits: int | None, also: list[str]) -> dict[str, Method]:
+    """By parts, the network first. The others' is 8 bits where none is named."""
+    from .quantize_methods import method_of
+
+    found = {part: method_of(text, bits)}
+    for other in also:
+        name, equals, told = other.partition("=")
+        if name in found:
+            why = "is the network itself, which --method packs" if name == part else "is named twice"
+            raise refuse("also", name, f"{why}; leave it out")
+        found[name] = method_of(told if equals else "weight-only:format=int8", field="also")
+        if found[name].needs:
+            raise refuse("also", other, "must be calibrated, which the network alone can be; another method")
+    return found
 
 
 def _network(place: str) -> tuple[Path, str]:
@@ -117,37 +134,12 @@ def parse_size(text: str) -> int:
     return round(float(match[1]) * UNITS[match[2].upper()])
 
 
-def _settings(technique: Any, entry: Entry, bits: int | None) -> dict[str, Any]:
-    """What was given as text, checked; `--bits` is the setting of that name, or the format of so many bits."""
-    from .builder import settings
-
-    public = getattr(importlib.import_module(entry.module), entry.name)
-    given = settings(entry, public, technique, "method")
-    if bits is None:
-        return given
-    names = [setting.name for setting in entry.settings]
-    if "bits" in names:
-        return {**given, "bits": bits}
-    if "format" in names:
-        if bits == 7:
-            raise refuse("bits", "7", "is no number of bits of weight-only; choose 2 to 6 or 8")
-        return {"format": "nf4" if bits == 4 else f"int{bits}", **given}
-    raise refuse("bits", str(bits), f"cannot be chosen for {entry.id}; leave --bits out")
-
-
-def _bits(entry: Entry, given: dict[str, Any]) -> int | None:
-    """Of a packed weight, where the method's settings tell them."""
-    defaults = {setting.name: setting.default for setting in entry.settings}
-    named = {"bits": None, "format": None} | defaults | given
-    told = re.sub(r"^nf", "int", str(named["bits"] or named["format"]))
-    found = re.fullmatch(r"(?:int)?(\d)", told)
-    return int(found[1]) if found else None
-
-
-def _surely(limit: int, home: Path, bits: int) -> None:
+def _surely(limit: int | None, home: Path, bits: int | None) -> None:
     """Refuse what can't be met even if every matrix were packed, before anything is calibrated or packed."""
     from ..pipelines.weights import read_headers, weight_files
 
+    if limit is None or bits is None:
+        return
     headers = [entry for _, entry in read_headers(weight_files(home).files).values()]
     matrices = [entry for entry in headers if len(entry.shape) > 1]
     rest = sum(entry.end - entry.start for entry in headers if len(entry.shape) < 2)
@@ -157,9 +149,7 @@ def _surely(limit: int, home: Path, bits: int) -> None:
         raise refuse("budget", f"{limit:,} bytes", remedy)
 
 
-def _measured(
-    console: Console, entry: Entry, given: dict[str, Any], home: Path, asked: tuple[int | None, int]
-) -> dict[str, Any]:
+def _measured(console: Console, method: Method, home: Path, asked: tuple[int | None, int]) -> dict[str, Any]:
     """What a method must know of the model: what its layers are given, how much each matters."""
     from ..assets.recipes.measure import prompts as captions
     from ..pipelines.calibration import sensitivity, watch
@@ -167,22 +157,20 @@ def _measured(
     from ..pipelines.loading import open_model
 
     limit, count = asked
-    wanted = {setting.name: setting.default is ... for setting in entry.settings}
-    if "sensitivity" in wanted and limit is None:
+    if method.weighs and limit is None:
         raise refuse("budget", "none", "was given; mixdq chooses formats by --budget")
-    needed = wanted.get("seen", False) or "sensitivity" in wanted
-    listens = "seen" in wanted and (entry.id != "mixdq" or given.get("inputs") == 8)
-    if count == 0 and needed:
-        raise refuse("prompts", "0", f"leaves nothing to calibrate {entry.id} on; give 1 or more")
-    if count == 0 or not (needed or listens):
+    if count == 0 and method.needs:
+        raise refuse("prompts", "0", f"leaves nothing to calibrate {method.entry.id} on; give 1 or more")
+    if count == 0 or not (method.needs or method.listens):
         return {}
     texts, model = captions(count, split="train"), open_model(home.parent)
     found: dict[str, Any] = {}
     steps = max(2, min(STEPS, model.defaults.steps))
-    if "sensitivity" in wanted and limit is not None:
+    if method.weighs and limit is not None:
         found["budget"] = _room(model, home, limit)
+        _check_share(model, method, found["budget"])
     console.say(f"calibrating on {count} captions at {steps} steps")
-    if listens:
+    if method.listens:
         found["seen"] = watch(model, texts, steps)
     if "budget" in found:
         with console.progress("layers") as step:
@@ -215,19 +203,31 @@ def _room(model: Model, home: Path, limit: int) -> float:
     return limit - rest
 
 
+def _check_share(model: Model, method: Method, budget: float) -> None:
+    """Refuse a share that leaves some layers less than their smallest formats, which no measuring would change."""
+    from torch import nn
+
+    from ..kernels.quant.packed import layer_size
+    from ..pipelines.calibration import content_layers, measured_layers
+    from ..pipelines.converts._calibration import Sensitivity
+    from ..pipelines.converts._packing import SMALLEST
+
+    if method.given.get("share", -1.0) < 0:
+        return
+    layers, formats = measured_layers(model.denoise.net, smallest=SMALLEST), _formats()
+    sizes = {
+        name: {title: layer_size(layer, form) for title, form in formats.items()}
+        for name, layer in layers.items()
+    }
+    losses = {name: dict.fromkeys(formats, 0.0) for name in layers}
+    alike = Sensitivity(losses, sizes, content_layers(layers))
+    try:
+        method.made({"sensitivity": alike, "budget": budget})(nn.Module())
+    except ValueError as error:
+        raise refuse("method", str(method), str(error)) from error
+
+
 def _formats() -> dict[str, Format]:
     from ..kernels.quant.formats import NAMED
 
     return {name: NAMED[name] for name in MIXED}
-
-
-def _make(entry: Entry, given: dict[str, Any]) -> Convert:
-    public: Any = getattr(importlib.import_module(entry.module), entry.name)
-    lacking = [s.name for s in entry.settings if s.default is ... and s.name not in given]
-    if lacking:
-        raise refuse("method", entry.id, f"needs {', '.join(lacking)}; write {entry.id}:{lacking[0]}=...")
-    try:
-        made: Convert = public(**given)
-    except ValueError as error:
-        raise refuse("method", entry.id, f"cannot be used so: {error}") from error
-    return made

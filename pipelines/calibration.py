@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -35,6 +35,10 @@ def measured_layers(net: nn.Module, *, smallest: int = 0) -> dict[str, Layer]:
     return {name: layer for name, layer in found.items() if layer is not None}
 
 
+def content_layers(names: Iterable[str], content: Sequence[str] = CONTENT) -> frozenset[str]:
+    return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in content))
+
+
 def sensitivity(
     model: Model,
     prompts: Sequence[str],
@@ -57,10 +61,8 @@ def sensitivity(
     layers = measured_layers(model.denoise.net, smallest=smallest)
     losses: dict[str, dict[str, float]] = {}
     sizes: dict[str, dict[str, int]] = {}
-    likeness = set()
+    likeness = content_layers(layers, content)
     for done, (name, layer) in enumerate(layers.items()):
-        if any(fnmatchcase(name, pattern) for pattern in content):
-            likeness.add(name)
         losses[name], sizes[name] = {}, {}
         for title, form in formats.items():
             poll()
@@ -73,7 +75,7 @@ def sensitivity(
             sizes[name][title] = layer_size(layer, form)
         if step is not None:
             step(done + 1, len(layers))
-    return Sensitivity(losses, sizes, frozenset(likeness))
+    return Sensitivity(losses, sizes, likeness)
 
 
 def _parameter(form: Format, w: Tensor, like: Tensor) -> nn.Parameter:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..kernels.quant.packed import Layer, QuantConv2d, QuantLinear, packable
-from .errors import BadInput, BadWeights
+from .errors import BadInput, BadWeights, SfumatoError
 from .families._packed import blank
 from .packed_header import KEY, VERSION, layers_of
 from .protocols import Convert
@@ -44,36 +44,53 @@ class Written(NamedTuple):
     """Format to number of layers."""
 
 
+def check(folder: Path, output: Path, parts: Iterable[str]) -> None:
+    """Refuse what can be known before anything is read: parts that are none, or packed already, and a taken output."""
+    index = read_json(folder / INDEX)
+    for part in parts:
+        home = folder / part
+        if not isinstance(index.get(part), list) or not (home / "config.json").is_file():
+            raise BadInput(
+                "parts", f"parts: {folder} has no network {part!r}; it has {', '.join(networks(folder))}"
+            )
+        if any(layers_of(file) for file in weight_files(home).files):
+            raise BadInput("model", f"model: {home} is packed already; start from the plain weights")
+    if output.exists():
+        raise BadInput("output", f"output: {output} exists; remove it or choose another --output")
+
+
 def quantise(
-    folder: Path, output: Path, converts: Mapping[str, Convert], *, said: str, budget: int | None = None
+    folder: Path,
+    output: Path,
+    converts: Mapping[str, Convert],
+    *,
+    said: Mapping[str, str],
+    budget: int | None = None,
 ) -> list[Written]:
     """Write a model folder again with the weights of some parts packed. It appears whole or not at all.
 
-    `converts` is by the parts' names in the index, `said` goes into the files as the name of what was done. A first
-    part larger than `budget` bytes is refused.
+    `converts` is by the parts' names in the index; so is `said`, which goes into the files as the name of what was
+    done. A first part larger than `budget` bytes is refused.
     """
+    check(folder, output, converts)
     index = read_json(folder / INDEX)
-    for part in converts:
-        if not isinstance(index.get(part), list) or not (folder / part / "config.json").is_file():
-            raise BadInput("parts", f"{folder} has no network {part!r}; it has {', '.join(networks(folder))}")
-    if output.exists():
-        raise BadInput("output", f"{output} exists; remove it or choose another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         made = Path(scratch) / output.name
         shutil.copytree(folder, made, ignore=_weights_of(folder, converts))
         found = [
-            _write(folder, made, part, f"{index[part][0]}.{index[part][1]}", convert, said)
+            _write(folder, made, part, f"{index[part][0]}.{index[part][1]}", (convert, said[part]))
             for part, convert in converts.items()
         ]
         if not found[0].layers:
             raise BadInput(
-                "method", f"{said} packs none of the layers of {folder}; see its settings smallest and skip"
+                "method",
+                f"method: {said[found[0].part]} packs no layer of {folder}; see its settings smallest and skip",
             )
         if budget is not None and found[0].after > budget:
             raise BadInput(
                 "budget",
-                f"{found[0].part} would take {found[0].after:,} bytes, the budget is {budget:,}; fewer bits, or mixdq",
+                f"budget: {budget:,} bytes, and {found[0].part} would take {found[0].after:,}; fewer bits, or mixdq",
             )
         os.replace(made, output)
     return found
@@ -100,11 +117,9 @@ def _weights_of(folder: Path, parts: Mapping[str, Convert]) -> Callable[[str, li
     return ignored
 
 
-def _write(folder: Path, made: Path, part: str, kind: str, convert: Convert, said: str) -> Written:
-    home = folder / part
+def _write(folder: Path, made: Path, part: str, kind: str, done: tuple[Convert, str]) -> Written:
+    home, (convert, said) = folder / part, done
     files, _ = weight_files(home)
-    if any(layers_of(file) for file in files):
-        raise BadInput("model", f"{home} is packed already; start from the plain weights")
     net = blank(home, kind)
     source = _named(read_headers(files), net, home)
     target = made / part / f"{files[0].name.split('.')[0].partition('-')[0]}.safetensors"
@@ -145,15 +160,21 @@ def _packed(name: str, layer: Layer, source: Source, convert: Convert) -> QuantL
             if not tensor.is_floating_point():
                 return None
             setattr(layer, key, nn.Parameter(tensor, requires_grad=False))
-    with torch.no_grad():
-        new = convert(_alone(name, layer)).get_submodule(name)
+    try:
+        with torch.no_grad():
+            new = convert(_alone(name, layer)).get_submodule(name)
+    except SfumatoError:
+        raise
+    except ValueError as error:
+        raise BadInput("method", f"method: {type(convert).__name__}: {error}") from error
     for key, held in list(layer.named_parameters(recurse=False)):
         setattr(layer, key, nn.Parameter(held.to("meta"), requires_grad=False))
     if isinstance(new, QuantLinear | QuantConv2d):
         return new
     if new is not layer:
         raise BadInput(
-            "method", f"{type(convert).__name__} makes layers that no checkpoint holds; choose another"
+            "method",
+            f"method: {type(convert).__name__} makes layers that no checkpoint holds; choose another",
         )
     return None
 

@@ -138,6 +138,10 @@ def attention_modules(net: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def attention_layers(net: nn.Module) -> list[Layer]:
+    return [Layer(index, name, _kind(module)) for index, (name, module) in enumerate(attention_modules(net))]
+
+
 @contextmanager
 def attention(net: nn.Module, compute: Compute) -> Iterator[None]:
     """Replace the attention of every layer: softmax(q k) v is computed by `compute`, projections stay.
@@ -145,8 +149,9 @@ def attention(net: nn.Module, compute: Compute) -> Iterator[None]:
     The layers' processors stay; only their call of `scaled_dot_product_attention` is answered otherwise.
     """
     with ExitStack() as stack:
-        for index, (name, module) in enumerate(attention_modules(net)):
-            stack.enter_context(swap(module, "forward", _answered(module, index, name, compute)))
+        for layer in attention_layers(net):
+            module = net.get_submodule(layer.name)
+            stack.enter_context(swap(module, "forward", _answered(module, layer, compute)))
         yield
 
 
@@ -154,9 +159,9 @@ def attention(net: nn.Module, compute: Compute) -> Iterator[None]:
 def processors(net: nn.Module, make: Callable[[Layer, Any], Any]) -> Iterator[None]:
     """Replace every layer's processor by make(layer, processor); return the processor itself to leave it."""
     with ExitStack() as stack:
-        for index, (name, module) in enumerate(attention_modules(net)):
-            old = module.processor
-            stack.enter_context(swap(module, "processor", make(Layer(index, name, _kind(module)), old)))
+        for layer in attention_layers(net):
+            module: Any = net.get_submodule(layer.name)
+            stack.enter_context(swap(module, "processor", make(layer, module.processor)))
         yield
 
 
@@ -166,8 +171,8 @@ def _kind(module: nn.Module) -> str:
     return "cross" if vars(module).get("is_cross_attention") else "self"
 
 
-def _answered(module: nn.Module, index: int, name: str, compute: Compute) -> Callable[..., Any]:
-    layer, forward = Layer(index, name, _kind(module)), module.forward
+def _answered(module: nn.Module, layer: Layer, compute: Compute) -> Callable[..., Any]:
+    forward = module.forward
 
     def answered(*args: Any, **kwargs: Any) -> Any:
         with _Answer(layer, compute):

@@ -29,6 +29,7 @@ from ._packing import SMALLEST, check_smallest, pack_layer, pack_layers
 @dataclass(frozen=True)
 class Dgq:
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[int] = 4
 
     group: int = 64
     """Weights that share a scale, a multiple of 8."""

@@ -33,6 +33,7 @@ from ._packing import (
 @dataclass(frozen=True)
 class Lorc:
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[str] = "bits"
 
     bits: int = 4
     """Per weight, 2..8."""

@@ -30,6 +30,7 @@ _CHOICE = {8: ("e4m3", "e5m2", "int8"), 6: ("e3m2", "e2m3", "int6"), 4: ("e2m1",
 @dataclass(frozen=True)
 class Minifloat:
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[str] = "bits"
 
     bits: int = 8
     """Per weight: 8, 6 or 4."""

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -48,6 +50,7 @@ class MixDq:
     """Bytes of these layers' weights together, above 0."""
 
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[int] = 0
 
     share: float = -1.0
     """Of the budget, for the layers that content hangs on, 0..1; below 0 it is chosen."""
@@ -62,12 +65,12 @@ class MixDq:
         check_range("share", self.share, -1, 1)
         if self.inputs not in (0, 8):
             raise ValueError(f"inputs must be 8 or 0, got {self.inputs}")
+        if find_spec("scipy") is None:
+            raise ValueError("mixdq needs scipy's solver; install it: pip install 'sfumato[quant]'")
 
     def __call__(self, net: nn.Module) -> nn.Module:
-        formats = self._formats()
-        return pack_layers(
-            net, lambda name, layer: self._pack(name, layer, formats.get(name)), skip=(), smallest=0
-        )
+        formats = self._formats
+        return pack_layers(net, lambda n, layer: self._pack(n, layer, formats.get(n)), skip=(), smallest=0)
 
     def _pack(self, name: str, layer: Layer, title: str | None) -> nn.Module | None:
         if title is None:
@@ -79,8 +82,9 @@ class MixDq:
             beside = {"first_input": first, "first_output": w @ first.to(w)}
         return pack_layer(layer, NAMED[title], w, beside, activation)
 
+    @cached_property
     def _formats(self) -> dict[str, str]:
-        """Layer to format name."""
+        """Layer to format name. Solved once, however many networks of one layer each it is asked for."""
         names = self.sensitivity.losses
         groups = [
             {n: dict(names[n]) for n in names if (n in self.sensitivity.content) == content}
@@ -123,13 +127,9 @@ class MixDq:
 
     def _solved(self, losses: Losses, budget: float) -> _Choice:
         """One format per layer: the least sum of losses within the budget (eq. 5). Nothing fits: no formats, inf."""
-        try:
-            from scipy.optimize import Bounds, LinearConstraint, milp
-            from scipy.sparse import coo_array
-        except ImportError as error:
-            raise ValueError(
-                "mixdq needs scipy's solver; install it: pip install 'sfumato[quant]'"
-            ) from error
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import coo_array
+
         if budget <= 0:
             return _Choice({}, float("inf"))
         pairs = [(name, title) for name, rows in losses.items() for title in rows]

@@ -37,6 +37,7 @@ class NoisyQuant:
     """What the layers are given."""
 
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[int] = 8
 
     bits: int = 6
     """Of the activations, 3..8."""

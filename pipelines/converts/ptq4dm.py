@@ -38,6 +38,7 @@ class Ptq4dm:
     """What the layers are given."""
 
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[int] = 8
 
     mean: float = 0.4
     """Where in the run the useful steps are: 0 the clean end, 1 the noisy one."""

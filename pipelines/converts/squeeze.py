@@ -30,6 +30,7 @@ from ._packing import SMALLEST, check_range, check_smallest, pack_layers, seen_r
 @dataclass(frozen=True)
 class Squeeze:
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[str] = "bits"
 
     bits: int = 4
     """Per code, 2..6."""

@@ -45,6 +45,7 @@ from ._packing import (
 @dataclass(frozen=True)
 class SvdQuant:
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[str] = "bits"
 
     bits: int = 4
     """Of the weights, 2..8."""

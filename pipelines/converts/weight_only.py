@@ -26,6 +26,7 @@ from ._packing import SMALLEST, check_smallest, pack_layer, pack_layers
 @dataclass(frozen=True)
 class WeightOnly:
     slot: ClassVar[str] = "weights"
+    weight_bits: ClassVar[str] = "format"
 
     format: str = "nf4"
     """int8, int2..int6, int4-asym, w4a8, nf4, or a minifloat: e4m3, e5m2, e3m2, e2m3, e2m1."""

@@ -6,7 +6,7 @@ Units and ranges: error 0 and up, relative (L2); smallest 1 and up, keys
 Cost: none; auto measures each new class of shapes once per machine, with a few calls of each kernel that would do
 Neutral: backend = sdpa, torch's own
 Errors: ValueError for a setting outside its range, a backend that can't run here (it says what is lacking), or a
-    network without the site 'attention'
+    network without the site 'attention' or any of `sites`
 Differs: layers that a backend can't serve (with a mask, in another precision) are computed as before, and that is
     logged once. auto takes exact backends only, unless `error` allows more
 Tasks: image, video
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ...kernels.attention.call import Call
 from ...kernels.attention.choice import once
 from ...kernels.attention.dispatch import AUTO, BACKENDS, lacking, pick, refused
-from ..sites import Attend, Layer, attention, attention_modules
+from ..errors import NoSite
+from ..sites import Attend, Layer, attention, attention_layers
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Attention:
 
     @contextmanager
     def __call__(self, net: nn.Module) -> Iterator[None]:
-        attention_modules(net)
+        self._check_sites(attention_layers(net))
         why = lacking(self.backend)
         if why is not None:
             raise ValueError(why)
@@ -76,6 +77,15 @@ class Attention:
 
         with attention(net, compute):
             yield
+
+    def _check_sites(self, layers: list[Layer]) -> None:
+        if any(self._means(layer) for layer in layers):
+            return
+        kinds, names = sorted({layer.kind for layer in layers}), [layer.name for layer in layers]
+        shown = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+        raise NoSite(
+            f"sites {', '.join(self.sites)} fit no layer; there are {' and '.join(kinds)}, named {shown}"
+        )
 
     def _means(self, layer: Layer) -> bool:
         return any(site == layer.kind or fnmatchcase(layer.name, site) for site in self.sites)

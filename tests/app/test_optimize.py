@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sfumato.app.levels import Facts, choice
+from sfumato.app.optimize import opened
+from sfumato.app.requests import GenerateRequest
+from sfumato.app.shelf import Shelf
 from sfumato.kernels.native.around import available
+from sfumato.kernels.quant.int8 import available as int8
+from sfumato.pipelines.converts.weight_only import WeightOnly
+from sfumato.pipelines.errors import BadInput
+from sfumato.pipelines.quantised import quantise
 from sfumato.pipelines.reuse_curve import Point, ReuseCurve
 
 SHAPES = {"A": (4, 16), "B": (16, 4)}
@@ -81,6 +91,78 @@ def test_what_the_user_chose_stays(sfumato: Any, tiny: Path) -> None:
     assert [t["id"] for t in said.data["request"]["techniques"]] == ["dgq", "winograd", "int8-attention"]
     assert "int8 is left out: another technique has its place, weights" in said.err
     assert any("int8 is left out" in note for note in said.data["notes"])
+
+
+PACKED = "the layers of this model are packed already"
+
+
+@pytest.fixture(scope="module")
+def packed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All layers, of 64 weights and up."""
+    folder = tmp_path_factory.mktemp("packed") / "model"
+    quantise(tiny, folder, {"unet": WeightOnly("int8", 64, ())}, said={"unet": ""})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "technique", ["svdquant:inputs=8", "w8a8:smallest=64", "weight-only:smallest=64", "fused-qkv"]
+)
+def test_a_convert_that_finds_packed_layers_alone_is_refused(
+    sfumato: Any, packed: Path, technique: str
+) -> None:
+    """The picture would be said to be made with it."""
+    said = sfumato("generate", *ASK, "-m", packed, "-t", technique, "-o", "a.png")
+    assert said.code == 2 and f"{technique}' changes nothing: {PACKED}; drop it" in said.err
+    assert said.err.count("\n") == 1 and not Path("a.png").exists()
+
+
+@native
+@pytest.mark.parametrize("level", ["exact", "balanced", "small"])
+def test_a_level_drops_what_finds_packed_layers_alone(sfumato: Any, packed: Path, level: str) -> None:
+    said = sfumato("generate", *ASK, "-m", packed, "--optimize", level, "-o", "a.png", "--json")
+    assert said.code == 0, said.err
+    lost = {"exact": "products", "balanced": "int8", "small": "weight-only"}[level]
+    assert lost not in {technique["id"] for technique in said.data["request"]["techniques"]}
+    assert said.err.count(f"optimize: {lost} is left out: {PACKED}") == 1
+    assert sfumato("replay", "a.png", "-o", "again.png").code == 0 and pixels("a.png") == pixels("again.png")
+
+
+def test_a_model_on_the_shelf_remembers_what_found_nothing(packed: Path) -> None:
+    shelf, ask = Shelf(), {"model": str(packed), "prompt": "x", "device": "cpu", "dtype": "float32"}
+    level = GenerateRequest.model_validate(ask | {"optimize": "small"})
+    named = GenerateRequest.model_validate(ask | {"techniques": ["weight-only"]})
+    for _ in range(2):
+        found = opened(level, shelf)
+        assert not found.request.techniques and found.notes == (
+            f"optimize: weight-only is left out: {PACKED}",
+        )
+    with pytest.raises(BadInput, match="changes nothing"):
+        opened(named, shelf)
+    assert shelf.model is found.model
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("-t", "int8"), "int8 computes by oneDNN, without tiles and fused norms: kernels in C++"),
+        (("-t", "winograd"), "winograd runs in plain torch: kernels in C++"),
+        (
+            ("--optimize", "balanced"),
+            "int8 computes by oneDNN, without tiles and fused norms; winograd runs in plain torch: kernels in C++",
+        ),
+    ],
+)
+def test_what_converts_lose_without_a_compiler_is_said_once(
+    tiny: Path, tmp_path: Path, given: tuple[str, ...], told: str
+) -> None:
+    """In a process of its own, which finds no compiler."""
+    if int8() is not None:
+        pytest.skip(str(int8()))
+    command = (sys.executable, "-m", "sfumato.app", "generate", *ASK, "-m", str(tiny), *given, "-o", "a.png")
+    alone = dict(os.environ, PATH=str(tmp_path), HOME=str(tmp_path))
+    done = subprocess.run(command, env=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(told) == 1 and done.stderr.count("plain torch") <= 1
 
 
 def test_a_level_that_has_nothing_for_a_device_says_so(sfumato: Any, tiny: Path) -> None:

@@ -65,7 +65,7 @@ def test_written_and_opened(family: str, method: str, tmp_path: Path) -> None:
     folder, output = make(tmp_path / "plain"), tmp_path / "packed"
     others = [p for p in networks(folder) if p != part]
     converts = {part: CONVERTS[method], **{p: WeightOnly("int8", smallest=64) for p in others}}
-    written = quantise(folder, output, converts, said=method)
+    written = quantise(folder, output, converts, said=dict.fromkeys(converts, method))
     assert [w.part for w in written] == [part, *others] and all(
         w.layers and w.after < w.before for w in written
     )
@@ -89,7 +89,7 @@ def test_in_half_precision(tmp_path: Path) -> None:
         folder,
         tmp_path / "packed",
         {"transformer": CONVERTS["lorc"], "text_encoder_2": CONVERTS["int8"]},
-        said="",
+        said={"transformer": "", "text_encoder_2": ""},
     )
     model = open_model(tmp_path / "packed", dtype=torch.bfloat16)
     net = model.denoise.net
@@ -100,7 +100,10 @@ def test_in_half_precision(tmp_path: Path) -> None:
 def test_the_header_says_it(tmp_path: Path) -> None:
     folder = tiny_models.flux(tmp_path / "plain")
     quantise(
-        folder, tmp_path / "packed", {"transformer": SvdQuant(rank=2, smallest=64)}, said="svdquant:rank=2"
+        folder,
+        tmp_path / "packed",
+        {"transformer": SvdQuant(rank=2, smallest=64)},
+        said={"transformer": "svdquant"},
     )
     file = next((tmp_path / "packed" / "transformer").glob("*.safetensors"))
     read_header(file)
@@ -117,19 +120,22 @@ def test_refused(tmp_path: Path) -> None:
     folder = tiny_models.flux(tmp_path / "plain")
     small = {"transformer": WeightOnly(smallest=64)}
     with pytest.raises(BadInput, match="has no network 'unet'; it has"):
-        quantise(folder, tmp_path / "x", {"unet": WeightOnly()}, said="")
-    with pytest.raises(BadInput, match=r"would take [\d,]+ bytes, the budget is 100"):
-        quantise(folder, tmp_path / "x", small, said="", budget=100)
+        quantise(folder, tmp_path / "x", {"unet": WeightOnly()}, said={"unet": ""})
+    with pytest.raises(BadInput, match=r"budget: 100 bytes, and transformer would take"):
+        quantise(folder, tmp_path / "x", small, said={"transformer": ""}, budget=100)
     with pytest.raises(BadInput, match="no checkpoint holds"):
         quantise(
-            tiny_models.stable_diffusion(tmp_path / "sd"), tmp_path / "x", {"unet": Winograd(8)}, said=""
+            tiny_models.stable_diffusion(tmp_path / "sd"),
+            tmp_path / "x",
+            {"unet": Winograd(8)},
+            said={"unet": ""},
         )
     assert not (tmp_path / "x").exists() and not list(tmp_path.glob(".*"))
-    quantise(folder, tmp_path / "x", small, said="")
+    quantise(folder, tmp_path / "x", small, said={"transformer": ""})
     with pytest.raises(BadInput, match="exists; remove it"):
-        quantise(folder, tmp_path / "x", small, said="")
+        quantise(folder, tmp_path / "x", small, said={"transformer": ""})
     with pytest.raises(BadInput, match="is packed already"):
-        quantise(tmp_path / "x", tmp_path / "y", small, said="")
+        quantise(tmp_path / "x", tmp_path / "y", small, said={"transformer": ""})
 
 
 @pytest.mark.parametrize(
@@ -143,7 +149,7 @@ def test_refused(tmp_path: Path) -> None:
 )
 def test_damaged(old: str, new: str, said: str, tmp_path: Path) -> None:
     folder = tiny_models.flux(tmp_path / "plain")
-    quantise(folder, tmp_path / "x", {"transformer": WeightOnly(smallest=64)}, said="")
+    quantise(folder, tmp_path / "x", {"transformer": WeightOnly(smallest=64)}, said={"transformer": ""})
     file = next((tmp_path / "x" / "transformer").glob("*.safetensors"))
     data = file.read_bytes()
     old, new = (text.replace('"', '\\"').replace('\\\\"', '\\"') for text in (old, new))
@@ -172,7 +178,7 @@ def watch():
         most = max(most, me.memory_info().rss - before)
         time.sleep(0.002)
 thread = threading.Thread(target=watch); thread.start()
-written = quantise(folder, output, {"transformer": WeightOnly("int4")}, said="")
+written = quantise(folder, output, {"transformer": WeightOnly("int4")}, said={"transformer": ""})
 done = True; thread.join()
 print(most, written[0].after, written[0].before)
 """

@@ -17,7 +17,7 @@ from sfumato.pipelines.converts._calibration import LayerSeen, Seen, Sensitivity
 from sfumato.pipelines.converts.dgq import Dgq
 from sfumato.pipelines.converts.lorc import Lorc
 from sfumato.pipelines.converts.minifloat import Minifloat
-from sfumato.pipelines.converts.mixdq import MixDq
+from sfumato.pipelines.converts.mixdq import SHARES, MixDq
 from sfumato.pipelines.converts.noisyquant import NoisyQuant
 from sfumato.pipelines.converts.ptq4dm import Ptq4dm
 from sfumato.pipelines.converts.squeeze import Squeeze
@@ -189,6 +189,24 @@ def test_mixdq_beats_uniform(lost: Any, model: Any) -> None:
         MixDq(found, 1000)(copy.deepcopy(model.denoise.net))
     assert matrix(model.denoise.net.proj_out).shape == (64, 192)  # measuring has left the network alone
     assert lost(lambda net: net) == 0
+
+
+def test_formats_are_chosen_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is packed layer by layer, with one call for each."""
+    optimize = pytest.importorskip("scipy.optimize")
+    milp, solved = optimize.milp, []
+    monkeypatch.setattr(optimize, "milp", lambda *args, **kwargs: solved.append(1) or milp(*args, **kwargs))
+    names = ["a", "b", "c", "d"]
+    losses = {name: {"int4": 2.0 + i, "int8": 1.0} for i, name in enumerate(names)}
+    sizes = {name: {"int4": 50, "int8": 100} for name in names}
+    convert = MixDq(Sensitivity(losses, sizes, frozenset("ab")), 310)
+    alone = [convert(nn.ModuleDict({name: nn.Linear(64, 64)})) for name in names]
+    once = len(solved)
+    together = convert(nn.ModuleDict({name: nn.Linear(64, 64) for name in names}))
+    assert 0 < len(solved) == once <= 2 * SHARES + 2
+    formats = [net.get_submodule(name).spec()["format"] for net, name in zip(alone, names, strict=True)]
+    assert formats == [together.get_submodule(name).spec()["format"] for name in names]
+    assert 0 < formats.count("int4_group") < len(names)
 
 
 def test_a_texts_first_token_is_spared() -> None:

@@ -13,6 +13,7 @@ from patched import traceless
 from sfumato.app.builder import build
 from sfumato.app.chosen import Technique
 from sfumato.kernels.attention import choice, int8
+from sfumato.pipelines.errors import NoSite
 from sfumato.pipelines.patches.attention import Attention
 from sfumato.pipelines.protocols import Patch
 from sfumato.pipelines.sites import attention_modules
@@ -90,6 +91,16 @@ def test_sites_by_kind_and_by_name() -> None:
     names = tuple(name for name, _ in attention_modules(model.denoise.net) if "attn1" in name)
     assert names and torch.equal(called(model, Attention("linear", names)), kinds["self"])
     assert torch.equal(called(model, Attention("linear", ("*.attn1",))), kinds["self"])
+
+
+@pytest.mark.parametrize("backend", ["linear", "sdpa", "auto"])
+def test_sites_that_are_not_there_are_refused(backend: str) -> None:
+    model = opened("sd")
+    with pytest.raises(
+        NoSite, match=r"sites nothing\*, joint fit no layer; there are cross and self, named down_"
+    ):
+        called(model, Attention(backend, ("nothing*", "joint")))
+    called(model, Attention(backend, ("nothing*", "self")))
 
 
 def test_auto_may_take_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

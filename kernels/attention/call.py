@@ -29,6 +29,18 @@ class Call(NamedTuple):
         return 1 / math.sqrt(self.q.shape[3]) if self.scale is None else self.scale
 
 
+class Preparation(NamedTuple):
+    """What q and k go through before their product: RMSNorm of each head's features, then rotary positions."""
+
+    tokens: tuple[int, ...]
+    """How many of them each stream has, one stream after the other."""
+    norms: tuple[tuple[Tensor, Tensor], ...]
+    """RMSNorm's weights [D] for q and for k, of each stream."""
+    eps: float
+    turn: tuple[Tensor, Tensor] | None = None
+    """Cosine and sine [L,D] of all tokens; features 2i and 2i + 1 turn together."""
+
+
 class Backend(NamedTuple):
     """One way of computing attention."""
 
@@ -42,6 +54,8 @@ class Backend(NamedTuple):
     """Relative error (L2) on random tokens; 0 is exact up to the order of sums, infinity depends on the tokens."""
     chosen: bool = True
     """Whether `auto` may pick it."""
+    prepared: Callable[[Call, Preparation], Tensor] | None = None
+    """`run` for q and k as they were before their norm and positions, which it computes on the way; None can't."""
     any_width: bool = False
     """Whether values may be wider or narrower than the keys."""
 

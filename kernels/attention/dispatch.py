@@ -13,7 +13,7 @@ from .call import Backend, Call, check, nothing, unmasked
 from .choice import fastest
 from .dense import CUDNN, DENSE, SDPA
 from .packages import FLASH, FLASH3, SAGE, XFORMERS
-from .tensor_cores import TRITON_INT8
+from .tensor_cores import TRITON_FP8, TRITON_INT8
 
 
 def _kernel_lacks() -> str | None:
@@ -77,7 +77,10 @@ LINEAR = Backend("linear", nothing, unmasked, _linear, error=float("inf"), chose
 
 BACKENDS: Mapping[str, Backend] = {
     b.name: b
-    for b in (SDPA, DENSE, CUDNN, XFORMERS, FLASH, FLASH3, SAGE, NATIVE, INT8, TRITON_INT8, TILES, LINEAR)
+    for b in (
+        *(SDPA, DENSE, CUDNN, XFORMERS, FLASH, FLASH3, SAGE),
+        *(NATIVE, INT8, TRITON_INT8, TRITON_FP8, TILES, LINEAR),
+    )
 }
 """All of them. `auto` beside these names picks one."""
 AUTO = "auto"
@@ -116,6 +119,12 @@ def pick(call: Call, error: float = 0.0) -> Backend:
         if b.chosen and b.error <= error and _lacking(b.name) is None and b.cannot(call) is None
     ]
     return fastest(call, fit)
+
+
+def hands_preparation(name: str, error: float) -> bool:
+    """Whether a backend that may be taken here prepares q and k itself."""
+    names = [b.name for b in BACKENDS.values() if b.chosen and b.error <= error] if name == AUTO else [name]
+    return any(BACKENDS[n].prepared is not None and _lacking(n) is None for n in names)
 
 
 def attention(

@@ -120,7 +120,9 @@ def test_what_is_refused() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is lacking without CUDA")
-@pytest.mark.parametrize("name", ["cudnn", "xformers", "flash", "flash3", "sage", "triton-int8"])
+@pytest.mark.parametrize(
+    "name", ["cudnn", "xformers", "flash", "flash3", "sage", "triton-int8", "triton-fp8"]
+)
 def test_what_is_lacking_is_one_sentence_with_a_remedy(name: str) -> None:
     said = lacking(name)
     assert said is not None and said.startswith(f"attention by {name} needs ")

@@ -154,6 +154,20 @@ def test_what_is_not_taken_with_its_norm_and_positions_is_computed_as_it_was(
     assert None in interpreted and any(interpreted)
 
 
+@pytest.mark.parametrize("taken", ["triton-int8 here", "sdpa"])
+def test_auto_takes_it_with_norm_and_positions(
+    taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interpreted: list[Preparation | None]
+) -> None:
+    monkeypatch.setattr(choice, "folder", lambda: tmp_path)
+    monkeypatch.setattr(choice, "_known", {})
+    monkeypatch.setattr(choice, "_measured", lambda backend, call: float(backend.name != taken))
+    model = opened("flux")
+    plain, ours = called(model), called(model, Attention(error=0.05))
+    assert torch.equal(ours, plain) == (taken == "sdpa")
+    assert relative(ours, plain) < 0.02 and bool(interpreted) == (taken != "sdpa")
+    assert None not in interpreted
+
+
 def test_between_two_techniques_each_sees_what_it_would(interpreted: list[Preparation | None]) -> None:
     """One that changes q, which was there before: q comes to it normed and turned."""
     model = opened("flux2")

@@ -14,9 +14,10 @@ from typing import Any
 import harness
 import torch
 from sfumato.kernels.attention import linear, tiles
-from sfumato.kernels.attention.call import Call
+from sfumato.kernels.attention.call import Call, Preparation
 from sfumato.kernels.attention.dense import sdpa
 from sfumato.kernels.attention.dispatch import BACKENDS, attention, lacking, refused
+from sfumato.kernels.quant.products import normed, turned
 from torch import Tensor
 
 SHAPES = ((2, 8, 4096, 40), (1, 24, 4096, 128))
@@ -63,6 +64,36 @@ def by_backend(device: str, repeats: int) -> list[harness.Row]:
             error = float((runs[name]() - wanted).norm() / wanted.norm())
             ratio = harness.ratios(taken["sdpa"], taken[name])
             rows.append(harness.row(f"{told}, sdpa / {name} (error {100 * error:.2g} %)", ratio, "x"))
+    return rows
+
+
+def within(device: str, repeats: int) -> list[harness.Row]:
+    """Norm and rotary positions by torch before the kernel, or within it, as FLUX's layers have them."""
+    if lacking("triton-int8") is not None:
+        return []
+    from sfumato.kernels.triton.rows import Turn
+
+    shape = SHAPES[-1]
+    call, told = Call(*made(shape, device)), "x".join(map(str, shape))
+    weight = torch.ones(shape[3], device=device, dtype=call.q.dtype)
+    angle = torch.rand(shape[2], shape[3] // 2, device=device).repeat_interleave(2, 1)
+    turn = Turn(angle.cos(), angle.sin())
+    before = Preparation((shape[2],), ((weight, weight),), 1e-6, turn[:2])
+
+    def ready() -> Call:
+        q, k = (turned(normed(t, weight).float(), turn).to(t.dtype) for t in call[:2])
+        return call._replace(q=q, k=k)
+
+    rows = []
+    for name in ("sdpa", *(n for n in ("triton-int8", "triton-fp8") if lacking(n) is None)):
+        chosen = BACKENDS[name]
+        runs: dict[str, Callable[[], Tensor]] = {"apart": lambda chosen=chosen: chosen.run(ready())}
+        if chosen.prepared is not None:
+            runs["within"] = partial(chosen.prepared, call, before)
+        taken = harness.interleave(runs, repeats=repeats)
+        for place, times in taken.items():
+            what = f"{told}, norm and positions {place}, {name}"
+            rows.append(harness.row(what, [1e3 * s for s in times], "ms"))
     return rows
 
 
@@ -115,7 +146,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count (default 5)")
     given = parser.parse_args()
     about = harness.machine(given.device)
-    rows = [*by_backend(given.device, given.repeats), *growing(given.device, given.repeats)]
+    rows = [row for part in (by_backend, within, growing) for row in part(given.device, given.repeats)]
     for line in rows:
         print(line)
     if given.device == "cpu":

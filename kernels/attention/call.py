@@ -18,7 +18,7 @@ class Call(NamedTuple):
     k: Tensor
     """[B,H,S,D]."""
     v: Tensor
-    """[B,H,S,D]."""
+    """[B,H,S,E]; E is D for most backends."""
     bias: Tensor | None = None
     """Added to the scores, or of booleans: True where a query sees a key. Broadcast to [B,H,L,S]."""
     scale: float | None = None
@@ -29,6 +29,18 @@ class Call(NamedTuple):
         return 1 / math.sqrt(self.q.shape[3]) if self.scale is None else self.scale
 
 
+class Preparation(NamedTuple):
+    """What q and k go through before their product: RMSNorm of each head's features, then rotary positions."""
+
+    tokens: tuple[int, ...]
+    """How many of them each stream has, one stream after the other."""
+    norms: tuple[tuple[Tensor, Tensor], ...]
+    """RMSNorm's weights [D] for q and for k, of each stream."""
+    eps: float
+    turn: tuple[Tensor, Tensor] | None = None
+    """Cosine and sine [L,D] of all tokens; features 2i and 2i + 1 turn together."""
+
+
 class Backend(NamedTuple):
     """One way of computing attention."""
 
@@ -36,12 +48,23 @@ class Backend(NamedTuple):
     lacking: Callable[[], str | None]
     """What this machine or installation lacks, in half a sentence; None if it can run here."""
     refuses: Callable[[Call], str | None]
-    """Why it can't serve this call, in half a sentence; None if it can."""
+    """What `cannot` says of values as wide as the keys."""
     run: Callable[[Call], Tensor]
     error: float = 0.0
     """Relative error (L2) on random tokens; 0 is exact up to the order of sums, infinity depends on the tokens."""
     chosen: bool = True
     """Whether `auto` may pick it."""
+    prepared: Callable[[Call, Preparation], Tensor] | None = None
+    """`run` for q and k as they were before their norm and positions, which it computes on the way; None can't."""
+    any_width: bool = False
+    """Whether values may be wider or narrower than the keys."""
+
+    def cannot(self, call: Call) -> str | None:
+        """Why it can't serve this call, in half a sentence; None if it can."""
+        keys, values = call.k.shape[3], call.v.shape[3]
+        if keys != values and not self.any_width:
+            return f"takes values as wide as the keys, {keys}, and they are {values} wide"
+        return self.refuses(call)
 
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -52,7 +75,7 @@ def check(call: Call) -> None:
     q, k, v, bias, _ = call
     if q.ndim != 4 or k.shape[:2] != q.shape[:2] or k.shape[3:] != q.shape[3:] or v.shape[:3] != k.shape[:3]:
         raise ValueError(
-            f"attention needs q [B,H,L,D], k [B,H,S,D] and v [B,H,S,D], got {list(q.shape)}, {list(k.shape)} "
+            f"attention needs q [B,H,L,D], k [B,H,S,D] and v [B,H,S,E], got {list(q.shape)}, {list(k.shape)} "
             f"and {list(v.shape)}"
         )
     if not k.shape[2] or not q.shape[3]:

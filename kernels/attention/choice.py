@@ -1,7 +1,8 @@
 """Which backend is fastest here: measured once per machine and class of shapes, and kept in the user's cache folder.
 
-A class is a device, a precision, the features, whether there is a bias, and how many queries and keys there are to the
-next power of two. The batch is not part of it, so a picture takes the same way in any batch.
+A class is a device, a precision, the features (those of values too, where they are others), whether there is a bias,
+and how many queries and keys there are to the next power of two. The batch is not part of it, so a picture takes the
+same way in any batch.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def class_of(call: Call) -> str:
     q, k = call.q, call.k
     tokens = "x".join(str(1 << max(n - 1, 0).bit_length()) for n in (q.shape[2], k.shape[2]))
     dtype = str(q.dtype).removeprefix("torch.")
-    return f"{q.device.type} {dtype} {tokens} d{q.shape[3]}{'' if call.bias is None else ' bias'}"
+    width = "" if call.v.shape[3] == q.shape[3] else f" v{call.v.shape[3]}"
+    return f"{q.device.type} {dtype} {tokens} d{q.shape[3]}{width}{'' if call.bias is None else ' bias'}"
 
 
 def fastest(call: Call, candidates: Sequence[Backend]) -> Backend:
@@ -79,7 +81,7 @@ def _measured(backend: Backend, call: Call) -> float:
                 backend.run(call)
                 _wait(call)
                 best = min(best, time.perf_counter() - began)
-    except (RuntimeError, ImportError) as error:
+    except (RuntimeError, ImportError, ValueError) as error:
         once(f"attention leaves {backend.name} out: {str(error)[:200]}", logging.WARNING)
     return best
 

@@ -32,7 +32,9 @@ def cudnn(call: Call) -> Tensor:
 
 def _fitting(call: Call) -> Tensor | None:
     bias = call.bias
-    return bias if bias is None or bias.dtype == torch.bool else bias.to(call.q.dtype)
+    if bias is None:
+        return None
+    return torch.atleast_2d(bias if bias.dtype == torch.bool else bias.to(call.q.dtype))
 
 
 def anything(call: Call) -> str | None:
@@ -52,6 +54,6 @@ def _with_cudnn() -> str | None:
     return None if torch.backends.cudnn.is_available() else "needs cuDNN, which this torch is without"
 
 
-DENSE = Backend("dense", nothing, anything, reference, chosen=False)
-SDPA = Backend("sdpa", nothing, anything, sdpa)
+DENSE = Backend("dense", nothing, anything, reference, chosen=False, any_width=True)
+SDPA = Backend("sdpa", nothing, anything, sdpa, any_width=True)
 CUDNN = Backend("cudnn", _with_cudnn, _narrow, cudnn)

@@ -13,7 +13,7 @@ from .call import Backend, Call, check, nothing, unmasked
 from .choice import fastest
 from .dense import CUDNN, DENSE, SDPA
 from .packages import FLASH, FLASH3, SAGE, XFORMERS
-from .tensor_cores import TRITON_INT8
+from .tensor_cores import TRITON_FP8, TRITON_INT8
 
 
 def _kernel_lacks() -> str | None:
@@ -73,11 +73,14 @@ def _linear(call: Call) -> Tensor:
 NATIVE = Backend("native", _kernel_lacks, _native_refuses, _native)
 INT8 = Backend("int8", _kernel_lacks, _int8_refuses, _int8, error=0.05)
 TILES = Backend("tiles", nothing, unmasked, _tiles, error=float("inf"), chosen=False)
-LINEAR = Backend("linear", nothing, unmasked, _linear, error=float("inf"), chosen=False)
+LINEAR = Backend("linear", nothing, unmasked, _linear, error=float("inf"), chosen=False, any_width=True)
 
 BACKENDS: Mapping[str, Backend] = {
     b.name: b
-    for b in (SDPA, DENSE, CUDNN, XFORMERS, FLASH, FLASH3, SAGE, NATIVE, INT8, TRITON_INT8, TILES, LINEAR)
+    for b in (
+        *(SDPA, DENSE, CUDNN, XFORMERS, FLASH, FLASH3, SAGE),
+        *(NATIVE, INT8, TRITON_INT8, TRITON_FP8, TILES, LINEAR),
+    )
 }
 """All of them. `auto` beside these names picks one."""
 AUTO = "auto"
@@ -103,7 +106,7 @@ def refused(call: Call, name: str) -> str | None:
     if name == AUTO:
         return None
     found = lacking(name)
-    if found is None and (why := BACKENDS[name].refuses(call)) is not None:
+    if found is None and (why := BACKENDS[name].cannot(call)) is not None:
         found = f"attention by {name} {why}; take {AUTO} or sdpa"
     return found
 
@@ -113,9 +116,15 @@ def pick(call: Call, error: float = 0.0) -> Backend:
     fit = [
         b
         for b in BACKENDS.values()
-        if b.chosen and b.error <= error and _lacking(b.name) is None and b.refuses(call) is None
+        if b.chosen and b.error <= error and _lacking(b.name) is None and b.cannot(call) is None
     ]
     return fastest(call, fit)
+
+
+def hands_preparation(name: str, error: float) -> bool:
+    """Whether a backend that may be taken here prepares q and k itself."""
+    names = [b.name for b in BACKENDS.values() if b.chosen and b.error <= error] if name == AUTO else [name]
+    return any(BACKENDS[n].prepared is not None and _lacking(n) is None for n in names)
 
 
 def attention(
@@ -129,7 +138,7 @@ def attention(
     backend: str = AUTO,
     error: float = 0.0,
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v: q [B,H,L,D], k and v [B,H,S,D] -> [B,H,L,D].
+    """softmax(scale q k^T + bias) v: q [B,H,L,D], k [B,H,S,D], v [B,H,S,E] -> [B,H,L,E].
 
     `error` is the relative error that `auto` may take for speed; `site` names the place in messages.
     """

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from .call import Backend, Call, for_halves, unmasked
+from .call import Backend, Call, Preparation, for_halves, unmasked
+
+FP8_FROM = (8, 9)
+"""The first compute capability with numbers in fp8."""
 
 
 def _lacking() -> str | None:
@@ -13,16 +19,36 @@ def _lacking() -> str | None:
     return lacking()
 
 
+def _lacking_fp8() -> str | None:
+    found = _lacking()
+    if found is None and (has := torch.cuda.get_device_capability()) < FP8_FROM:
+        found = f"needs a GPU with fp8 (compute capability 8.9), and this one has {has[0]}.{has[1]}"
+    return found
+
+
 def _refuses(call: Call) -> str | None:
     if call.q.shape[3] > 256:
         return f"takes up to 256 features, and there are {call.q.shape[3]}"
     return for_halves(call) or unmasked(call)
 
 
-def _run(call: Call) -> Tensor:
-    from ..triton.attention import attend
+def _run(fp8: bool) -> Callable[[Call], Tensor]:
+    def run(call: Call) -> Tensor:
+        from ..triton.attention import attend
 
-    return attend(call.q, call.k, call.v, call.factor)
+        return attend(call.q, call.k, call.v, call.factor, fp8=fp8)
+
+    return run
 
 
-TRITON_INT8 = Backend("triton-int8", _lacking, _refuses, _run, error=0.05)
+def _prepared(fp8: bool) -> Callable[[Call, Preparation], Tensor]:
+    def run(call: Call, before: Preparation) -> Tensor:
+        from ..triton.attention import attend
+
+        return attend(call.q, call.k, call.v, call.factor, fp8=fp8, before=before)
+
+    return run
+
+
+TRITON_INT8 = Backend("triton-int8", _lacking, _refuses, _run(False), error=0.05, prepared=_prepared(False))
+TRITON_FP8 = Backend("triton-fp8", _lacking_fp8, _refuses, _run(True), error=0.05, prepared=_prepared(True))

@@ -1,10 +1,9 @@
 // Attention in 8 bits for processors with AVX-512 and VNNI: softmax(scale q k^T) v without a table of scores.
 //
-// K loses its mean over the tokens, which softmax does not see, and becomes u8 with one scale per head, or one per key
-// where there are no more than 256; Q becomes s8 with a scale per row; V s8 with a scale per channel. Scores are exact
-// products of those. Weights of 256 keys at a time
-// are read from a table in steps of 1/32 of a doubling below the greatest of the 256, as u8, and are summed as they stand
-// there, so that they add up to 1.
+// Each 256 keys lose their mean, whose product with a query is added in float, and become u8 with a scale of their own,
+// or one per key where there are no more than 256; Q becomes s8 with a scale per row; V s8 with a scale per channel.
+// Scores are exact products of those. Weights of 256 keys at a time are read from a table in steps of 1/26 of a doubling
+// below the greatest of the 256, as u8, and are summed as they stand there, so that they add up to 1.
 // Reference: kernels/attention/int8.py.
 
 #include <cstring>
@@ -22,17 +21,19 @@ struct Strides {
     int64_t batch, head, token;  // in floats; features follow one another
 };
 
-constexpr int32_t ABSENT = 1 << 24;  // below every score, for keys that are not there
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr int DOUBLING = 26;     // steps
+constexpr double LEAST = 0.35;   // from here on a weight is 1: what lies below adds up to what is rounded up
+constexpr float TAME = 0.25f;    // steps per unit of a score with which steps are right to a quarter
 
-constexpr int DOUBLING = 32;  // steps
-constexpr float TAME = 64;    // steps per unit of a score with which ABSENT stays within 32 bits
-
-// 255 * 2^(-t/32) for t = 0..254, and 0 for 255 and beyond.
+// 255 * 2^(-t/26), and 0 from t = 247 on.
 struct Table {
     alignas(64) uint8_t weights[256];
     Table() {
-        for (int t = 0; t < 255; ++t) weights[t] = uint8_t(std::lround(255 * std::exp2(-double(t) / DOUBLING)));
-        weights[255] = 0;
+        for (int t = 0; t < 256; ++t) {
+            const double weight = 255 * std::exp2(-double(t) / DOUBLING);
+            weights[t] = weight < 1.5 ? weight >= LEAST : uint8_t(std::lround(weight));
+        }
     }
     // Of 64 steps.
     __m512i operator()(__m512i t) const {
@@ -54,8 +55,9 @@ const Table table;
 struct Head {
     uint8_t* keys;     // [tokens/16][features/4][16][4]
     int8_t* values;    // [tokens/4][channels/16][16][4]
-    float* key_scale;    // [tokens], all alike where there are more than KEYS
+    float* key_scale;    // [tokens], where there are more than KEYS alike in each KEYS; infinite for those not there
     float* value_scale;  // [channels]
+    float* centres;      // the mean of each KEYS keys: [tokens/KEYS/16][features][16]
 };
 
 // (x - less) * factors * factor in whole steps; zeros up to a multiple of 16. Either array may be missing.
@@ -69,42 +71,60 @@ void rounded(const float* x, const float* less, const float* factors, float fact
     }
 }
 
-void pack(const float* k, const float* v, Strides ks, Strides vs, int tokens, int features, int padded, int quads,
-          int vectors, Head& head) {
-    auto mean = aligned<float>(features);
-    std::fill_n(mean.get(), features, 0.0f);
-    std::fill_n(head.value_scale, vectors * 16, 0.0f);
-    for (int t = 0; t < tokens; ++t)
-        for (int d = 0; d < features; ++d) {
-            mean[d] += k[t * ks.token + d];
-            head.value_scale[d] = std::max(head.value_scale[d], std::fabs(v[t * vs.token + d]));
-        }
-    for (int d = 0; d < features; ++d) mean[d] /= tokens;
+// The greatest of |x - less|; `less` may be missing.
+float greatest_of(const float* x, const float* less, int count) {
+    __m512 most = _mm512_setzero_ps();
+    for (int d = 0; d < count; d += 16) {
+        __m512 here = _mm512_maskz_loadu_ps(lanes(count - d), x + d);
+        if (less) here = _mm512_sub_ps(here, _mm512_maskz_loadu_ps(lanes(count - d), less + d));
+        most = _mm512_max_ps(most, _mm512_abs_ps(here));
+    }
+    return _mm512_reduce_max_ps(most);
+}
+
+// Keys in u8 around their mean, KEYS of them or the few at the end.
+void pack_keys(const float* k, Strides ks, int first, int last, int features, int quads, bool each_its_own, Head& head) {
+    const int block = first / KEYS;
+    float* centre = head.centres + size_t(block / 16) * features * 16 + block % 16;
+    float mean[MOST_FEATURES] = {};
+    for (int t = first; t < last; ++t)
+        for (int d = 0; d < features; ++d) mean[d] += k[t * ks.token + d];
+    for (int d = 0; d < features; ++d) centre[d * 16] = mean[d] /= last - first;
     float all = 0;
-    for (int t = 0; t < tokens; ++t) {
-        float most = 0;
-        for (int d = 0; d < features; ++d) most = std::max(most, std::fabs(k[t * ks.token + d] - mean[d]));
+    for (int t = first; t < last; ++t) {
+        const float most = greatest_of(k + t * ks.token, mean, features);
         head.key_scale[t] = most > 0 ? most / 127 : 1.0f;
         all = std::max(all, most);
     }
-    if (tokens > KEYS) std::fill_n(head.key_scale, tokens, all > 0 ? all / 127 : 1.0f);
-    for (int d = 0; d < vectors * 16; ++d)
-        head.value_scale[d] = head.value_scale[d] > 0 ? head.value_scale[d] / 127 : 1.0f;
-    std::memset(head.keys, 128, size_t(padded) * quads * 4);
-    std::memset(head.values, 0, size_t(padded) * vectors * 16);
-    auto factor = aligned<float>(vectors * 16);
-    for (int d = 0; d < vectors * 16; ++d) factor[d] = 1 / head.value_scale[d];
-    alignas(64) int8_t row[4][MOST_FEATURES];
-    for (int t = 0; t < tokens; ++t) {
-        rounded(k + t * ks.token, mean.get(), nullptr, 1 / head.key_scale[t], features, row[0]);
+    if (!each_its_own) std::fill(head.key_scale + first, head.key_scale + last, all > 0 ? all / 127 : 1.0f);
+    alignas(64) int8_t row[MOST_FEATURES];
+    for (int t = first; t < last; ++t) {
+        rounded(k + t * ks.token, mean, nullptr, 1 / head.key_scale[t], features, row);
         uint8_t* key = head.keys + size_t(t / 16) * quads * 64 + (t % 16) * 4;
         for (int j = 0; j < quads; ++j) {
             uint32_t four;
-            std::memcpy(&four, row[0] + j * 4, 4);
+            std::memcpy(&four, row + j * 4, 4);
             four ^= 0x80808080u;  // + 128 in each byte
             std::memcpy(key + j * 64, &four, 4);
         }
     }
+}
+
+void pack(const float* k, const float* v, Strides ks, Strides vs, int tokens, int features, int padded, int quads,
+          int vectors, Head& head) {
+    std::memset(head.keys, 128, size_t(padded) * quads * 4);
+    for (int first = 0; first < tokens; first += KEYS)
+        pack_keys(k, ks, first, std::min(first + KEYS, tokens), features, quads, tokens <= KEYS, head);
+    std::fill_n(head.value_scale, vectors * 16, 0.0f);
+    for (int t = 0; t < tokens; ++t)
+        for (int d = 0; d < features; ++d)
+            head.value_scale[d] = std::max(head.value_scale[d], std::fabs(v[t * vs.token + d]));
+    for (int d = 0; d < vectors * 16; ++d)
+        head.value_scale[d] = head.value_scale[d] > 0 ? head.value_scale[d] / 127 : 1.0f;
+    std::memset(head.values, 0, size_t(padded) * vectors * 16);
+    auto factor = aligned<float>(vectors * 16);
+    for (int d = 0; d < vectors * 16; ++d) factor[d] = 1 / head.value_scale[d];
+    alignas(64) int8_t row[4][MOST_FEATURES];
     for (int t = 0; t < tokens; t += 4) {
         for (int r = 0; r < 4; ++r)
             if (t + r < tokens)
@@ -190,7 +210,7 @@ void weigh(const int32_t* scores, int count, const float* key_scale, const int32
     }
 }
 
-// The greatest score of each row where every key has a scale of its own; keys that are not there come to lie below.
+// The greatest score of each row where every key has a scale of its own; those not there come to be minus infinity.
 void keyed(int32_t* scores, int count, int tokens, const float* key_scale, const int32_t* more, float* greatest) {
     for (int r = 0; r < ROWS; ++r) {
         __m512 top = _mm512_set1_ps(-INFINITY);
@@ -199,7 +219,7 @@ void keyed(int32_t* scores, int count, int tokens, const float* key_scale, const
             top = _mm512_mask_max_ps(top, lanes(tokens - g), top, x);
         }
         greatest[r] = _mm512_reduce_max_ps(top);
-        std::fill(scores + r * KEYS + tokens, scores + r * KEYS + count, -ABSENT);
+        std::fill(scores + r * KEYS + tokens, scores + r * KEYS + count, INT32_MIN / 2);
     }
 }
 
@@ -233,14 +253,17 @@ struct Scratch {
     Scratch(int quads, int width) : q(aligned<int8_t>(ROWS * quads * 4)), out(aligned<float>(ROWS * width)) {}
 };
 
-// The greatest of |x|.
-float greatest_of(const float* x, int count) {
-    __m512 most = _mm512_setzero_ps();
-    for (int d = 0; d < count; d += 16) {
-        const __m512 here = _mm512_maskz_loadu_ps(lanes(count - d), x + d);
-        most = _mm512_max_ps(most, _mm512_abs_ps(here));
+// Products of ROWS queries, of which `rows` are there, with the means of sixteen times KEYS keys.
+[[gnu::noinline]] void central(const float* q, int64_t q_token, int rows, const float* centres, int features, float* out) {
+    __m512 sum[ROWS];
+    each<ROWS>([&](auto r) ALWAYS { sum[r] = _mm512_setzero_ps(); });
+    const float* row[ROWS];
+    for (int r = 0; r < ROWS; ++r) row[r] = q + std::min(r, rows - 1) * q_token;
+    for (int d = 0; d < features; ++d) {
+        const __m512 means = _mm512_load_ps(centres + d * 16);
+        each<ROWS>([&](auto r) ALWAYS { sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(row[r][d]), means, sum[r]); });
     }
-    return _mm512_reduce_max_ps(most);
+    each<ROWS>([&](auto r) ALWAYS { _mm512_store_ps(out + r * 16, sum[r]); });
 }
 
 // The first ROWS of `left` queries against one head.
@@ -248,6 +271,7 @@ void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int 
             int features, int quads, int vectors, float scale, Scratch& here) {
     const int width = vectors * 16;
     const bool few = tokens <= KEYS;
+    const float power = scale * LOG2E;  // of two, per unit of q k
     const int rows = std::min(ROWS, left);
     for (int r = ROWS; r < std::min(2 * ROWS, left); ++r)  // the next ones, on their way meanwhile
         for (int d = 0; d < features; d += 16) {
@@ -255,6 +279,7 @@ void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int 
             __builtin_prefetch(out + r * out_token + d, 1);
         }
     float unit[ROWS], top[ROWS], total[ROWS];
+    alignas(64) float centre[ROWS * 16] = {};
     int32_t more[ROWS] = {};
     std::memset(here.q.get(), 0, ROWS * quads * 4);
     std::fill_n(here.out.get(), ROWS * width, 0.0f);
@@ -262,36 +287,42 @@ void attend(const float* q, int64_t q_token, float* out, int64_t out_token, int 
         top[r] = -INFINITY;
         total[r] = unit[r] = 0;
         if (r >= rows) continue;
-        const float most = greatest_of(q + r * q_token, features);
-        float step = most > 0 ? most / 127 : 1.0f;
-        unit[r] = step * scale * 1.4426950408889634f;
-        if (!few) unit[r] *= head.key_scale[0];
+        const float most = greatest_of(q + r * q_token, nullptr, features);
+        unit[r] = std::max(most / 127 * std::fabs(power), 1e-30f);
         alignas(64) int8_t row[MOST_FEATURES];
-        rounded(q + r * q_token, nullptr, nullptr, 1 / step, features, row);
+        rounded(q + r * q_token, nullptr, nullptr, power / unit[r], features, row);
         std::memcpy(here.q.get() + r * quads * 4, row, features);
         for (int d = 0; d < features; ++d) more[r] += 128 * row[d];
     }
     for (int first = 0; first < tokens; first += KEYS) {
         int32_t whole[ROWS];
-        float greatest[ROWS], sums[ROWS], before[ROWS], now[ROWS];
-        const int count = std::min(KEYS, (tokens - first + 63) / 64 * 64);
+        float greatest[ROWS], sums[ROWS], before[ROWS], now[ROWS], own[ROWS];
+        const int count = std::min(KEYS, (tokens - first + 63) / 64 * 64), missing = std::max(0, first + count - tokens);
+        const int block = first / KEYS;
+        if (!few && block % 16 == 0)
+            central(q, q_token, rows, head.centres + size_t(block) * features, features, centre);
         score(head.keys + size_t(first) * quads * 4, count, here.q.get(), quads, here.scores, whole);
         if (few) {
             keyed(here.scores, count, tokens, head.key_scale, more, greatest);
             weigh<true>(here.scores, count, head.key_scale, more, greatest, unit, here.weights, sums);
+            for (int r = 0; r < ROWS; ++r) own[r] = greatest[r] * unit[r];
         } else {
+            float here_unit[ROWS];
             for (int r = 0; r < ROWS; ++r) {
-                int32_t *begin = here.scores + r * KEYS, *end = begin + std::min(count, tokens - first);
-                if (first + count > tokens) {
+                here_unit[r] = unit[r] * head.key_scale[first];
+                if (missing) {  // they weigh as much as the greatest, of values that are 0
+                    int32_t *begin = here.scores + r * KEYS, *end = begin + count - missing;
                     whole[r] = *std::max_element(begin, end);
-                    std::fill(end, begin + count, whole[r] - ABSENT);
+                    std::fill(end, begin + count, whole[r]);
                 }
                 greatest[r] = float(whole[r]);
+                own[r] = float(whole[r] - more[r]) * here_unit[r] + centre[r * 16 + block % 16] * power;
             }
-            weigh<false>(here.scores, count, nullptr, more, greatest, unit, here.weights, sums);
+            weigh<false>(here.scores, count, nullptr, more, greatest, here_unit, here.weights, sums);
+            for (int r = 0; r < ROWS; ++r) sums[r] -= float(255 * missing);
         }
         for (int r = 0; r < ROWS; ++r) {
-            float most = greatest[r] * unit[r], higher = std::max(top[r], most);
+            const float most = own[r], higher = std::max(top[r], most);
             before[r] = top[r] == higher ? 1 : std::exp2(top[r] - higher);
             now[r] = most == higher ? 1 : std::exp2(most - higher);
             total[r] = total[r] * before[r] + sums[r] * now[r];
@@ -329,16 +360,20 @@ extern "C" int sfumato_attention_int8(const float* q, const float* k, const floa
     auto keys = aligned<uint8_t>(size_t(count) * padded * quads * 4);
     auto values = aligned<int8_t>(size_t(count) * padded * vectors * 16);
     auto value_scales = aligned<float>(size_t(count) * vectors * 16), key_scales = aligned<float>(size_t(count) * padded);
+    const size_t middles = size_t((padded / KEYS + 15) / 16) * features * 16;
+    auto centres = aligned<float>(count * middles);
     auto packed = std::make_unique<Head[]>(count);
-    if (!keys || !values || !value_scales || !key_scales || !packed) return 1;
+    if (!keys || !values || !value_scales || !key_scales || !centres || !packed) return 1;
     const int chunks = (queries + CHUNK - 1) / CHUNK;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < count; ++i) {
             packed[i] = Head{keys.get() + size_t(i) * padded * quads * 4, values.get() + size_t(i) * padded * vectors * 16,
-                             key_scales.get() + size_t(i) * padded, value_scales.get() + size_t(i) * vectors * 16};
-            std::fill_n(packed[i].key_scale, padded, 1.0f);
+                             key_scales.get() + size_t(i) * padded, value_scales.get() + size_t(i) * vectors * 16,
+                             centres.get() + i * middles};
+            std::fill_n(packed[i].key_scale, padded, INFINITY);
+            std::fill_n(packed[i].centres, middles, 0.0f);
             const int b = i / heads, h = i % heads;
             pack(k + b * ks.batch + h * ks.head, v + b * vs.batch + h * vs.head, ks, vs, tokens, features, padded, quads,
                  vectors, packed[i]);

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..attention.call import Preparation
 from .parts import widened
-from .rows import Turn, prepared
+from .rows import Rows, Turn, prepared
 
 FP8 = torch.float8_e4m3fn
 MOST = 448.0
@@ -86,18 +87,18 @@ def attend(
     factor: float,
     *,
     fp8: bool = False,
-    norms: tuple[Tensor | None, Tensor | None] = (None, None),
-    turn: Turn | None = None,
+    before: Preparation | None = None,
 ) -> Tensor:
     """q [B,H,L,D], k and v [B,H,S,D] in half precision -> [B,H,L,D], whose memory is that of [B,L,H,D].
 
-    `norms` are RMSNorm's weights [D] of q and k and `turn` rotary positions, if they were not applied before. The mean
-    of the keys is that before both, so with them keys are rounded as they are.
+    `before` is the norm and rotary positions of q and k, if they were not applied yet. The mean of the keys is that
+    before both, so with them keys are rounded as they are.
     """
     batch, heads, queries, features = q.shape
-    shift = k.float().mean(2) if turn is None and norms[1] is None else None
-    left = prepared(q, norm=norms[0], turn=turn)
-    right = prepared(k, norm=norms[1], turn=turn, shift=shift)
+    if before is None:
+        left, right = prepared(q), prepared(k, shift=k.float().mean(2))
+    else:
+        left, right = (_by_streams(t, before, side) for side, t in enumerate((q, k)))
     scale = torch.ones(1, device=q.device)
     v = v if v.stride(3) == 1 else v.contiguous()
     if fp8:
@@ -119,3 +120,14 @@ def attend(
         num_stages=3 if meta[2] <= 128 else 2,
     )
     return out
+
+
+def _by_streams(x: Tensor, before: Preparation, side: int) -> Rows:
+    """Rows of q (side 0) or k, each stream with its own norm."""
+    parts, first = [], 0
+    for part, norms in zip(x.split(before.tokens, 2), before.norms, strict=True):
+        last = first + part.shape[2]
+        turn = None if before.turn is None else Turn(*(t[first:last] for t in before.turn))
+        parts.append(prepared(part, norm=norms[side], eps=before.eps, turn=turn))
+        first = last
+    return parts[0] if len(parts) == 1 else Rows(*(torch.cat(of, 2) for of in zip(*parts, strict=True)))

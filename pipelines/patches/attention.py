@@ -9,6 +9,11 @@ Errors: ValueError for a setting outside its range, a backend that can't run her
     network without the site 'attention' or any of `sites`
 Differs: layers that a backend can't serve (with a mask, in another precision) are computed as before, and that is
     logged once. auto takes exact backends only, unless `error` allows more
+
+    network without the site 'attention'
+Differs: layers of FLUX's form hand q and k to triton-int8 and triton-fp8 before their norm and rotary positions, which
+    these compute on the way. Layers that a backend can't serve (with a mask, in another precision) are computed as
+    before, and that is logged once. auto takes exact backends only, unless `error` allows more
 Tasks: image, video
 """
 
@@ -16,18 +21,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ...kernels.attention.call import Call
+from ...kernels.attention.call import Backend, Call
 from ...kernels.attention.choice import once
-from ...kernels.attention.dispatch import AUTO, BACKENDS, lacking, pick, refused
+from ...kernels.attention.dispatch import AUTO, BACKENDS, hands_preparation, lacking, pick, refused
 from ..errors import NoSite
 from ..sites import Attend, Layer, attention, attention_layers
+from ._preparation import unprepared
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Attention:
     slot: ClassVar[str] = "attention"
 
     backend: str = AUTO
-    """auto (the fastest here, measured once), sdpa, dense, cudnn, xformers, flash, flash3, sage, native, int8, triton-int8, tiles or linear."""  # noqa: E501
+    """auto (the fastest here, measured once), sdpa, dense, cudnn, xformers, flash, flash3, sage, native, int8, triton-int8, triton-fp8, tiles or linear."""  # noqa: E501
     sites: tuple[str, ...] = ("*",)
     """Which layers: self, cross, joint, or dotted names with * for anything."""
     error: float = 0.0
@@ -63,19 +69,23 @@ class Attention:
             yield
             return
 
-        def compute(layer: Layer, q: Tensor, k: Tensor, v: Tensor, old: Attend) -> Tensor:
-            if not self._means(layer) or not old.whole or k.shape[2] < self.smallest:
-                return old(q, k, v)
-            shared = q.shape[1] // k.shape[1]  # of grouped queries, as many share a key
-            keys, values = (t.repeat_interleave(shared, 1) if shared > 1 else t for t in (k, v))
-            call = Call(q, keys, values, old.bias, old.scale)
-            if (said := refused(call, self.backend)) is not None:
-                once(f"layers of {layer.kind} attention stay as they are: {said}", logging.WARNING)
-                return old(q, k, v)
-            chosen = pick(call, self.error) if self.backend == AUTO else BACKENDS[self.backend]
-            return old(q, k, v) if chosen.name == "sdpa" else chosen.run(call)
+        with ExitStack() as stack:
+            prepares = hands_preparation(self.backend, self.error)
+            waiting = stack.enter_context(unprepared(net)) if prepares else {}
 
-        with attention(net, compute):
+            def compute(layer: Layer, q: Tensor, k: Tensor, v: Tensor, old: Attend) -> Tensor:
+                call = self._call(layer, q, k, v, old)
+                chosen = None if call is None else self._chosen(layer, call)
+                if call is None or chosen is None:
+                    return old(q, k, v)
+                before = waiting.get(layer.name)
+                if before is None:
+                    return chosen.run(call)
+                if chosen.prepared is None or {q.shape[2], k.shape[2]} != {sum(before.tokens)}:
+                    return old(q, k, v)  # the layer is computed again
+                return chosen.prepared(call, waiting.pop(layer.name))
+
+            stack.enter_context(attention(net, compute))
             yield
 
     def _check_sites(self, layers: list[Layer]) -> None:
@@ -86,6 +96,22 @@ class Attention:
         raise NoSite(
             f"sites {', '.join(self.sites)} fit no layer; there are {' and '.join(kinds)}, named {shown}"
         )
+
+    def _call(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, old: Attend) -> Call | None:
+        """If the layer is meant, and its attention one that a backend can be asked for."""
+        if not self._means(layer) or not old.whole or k.shape[2] < self.smallest:
+            return None
+        shared = q.shape[1] // k.shape[1]  # of grouped queries, as many share a key
+        keys, values = (t.repeat_interleave(shared, 1) if shared > 1 else t for t in (k, v))
+        return Call(q, keys, values, old.bias, old.scale)
+
+    def _chosen(self, layer: Layer, call: Call) -> Backend | None:
+        """None is torch's own, as it was."""
+        if (said := refused(call, self.backend)) is not None:
+            once(f"layers of {layer.kind} attention stay as they are: {said}", logging.WARNING)
+            return None
+        chosen = pick(call, self.error) if self.backend == AUTO else BACKENDS[self.backend]
+        return None if chosen.name == "sdpa" else chosen
 
     def _means(self, layer: Layer) -> bool:
         return any(site == layer.kind or fnmatchcase(layer.name, site) for site in self.sites)

@@ -7,9 +7,9 @@ Cost: none; a layer takes 0.35 to 0.4 of the time of torch's attention (measured
 Neutral: smallest above every layer's number of keys
 Errors: ValueError for a setting outside its range, where the kernel can't run (it says what is lacking), or a network
     without the site 'attention'
-Differs: V and the weights are in 8 bits too (there float16), weights relative to the greatest of 256 keys, V by
-    channel; up to 256 keys have a scale each, as a text's first token lies far from the others. Layers with a mask,
-    with few keys, or not in float32 on a processor are computed as before
+Differs: V and the weights are in 8 bits too (there float16), weights relative to the greatest of 256 keys, which lose
+    their own mean, V by channel; up to 256 keys have a scale each, as a text's first token lies far from the others.
+    Layers with a mask, with few keys, or not in float32 on a processor are computed as before
 Tasks: image, video
 """
 
@@ -49,6 +49,7 @@ class Int8Attention:
 
         def compute(layer: Layer, q: Tensor, k: Tensor, v: Tensor, old: Attend) -> Tensor:
             fits = q.dtype == torch.float32 and q.device.type == "cpu" and q.shape[3] <= MOST_FEATURES
+            fits = fits and k.shape == v.shape and k.shape[1] == q.shape[1]
             if not fits or not old.plain or k.shape[2] < self.smallest:
                 return old(q, k, v)
             return attend(q, k, v, old.scale)

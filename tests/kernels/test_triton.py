@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 from sfumato.kernels.attention import tiles
-from sfumato.kernels.attention.call import Call
+from sfumato.kernels.attention.call import Call, Preparation
 from sfumato.kernels.attention.dense import reference as dense
 from sfumato.kernels.quant import products
 from sfumato.kernels.quant.integers import DualGrained, Grouped
@@ -149,7 +149,8 @@ def test_attention_with_norm_and_positions() -> None:
     angle, weight = made(33, 16).repeat_interleave(2, 1), made(32).abs() + 0.5
     turn = rows.Turn(angle.cos(), angle.sin())
     left, right = (products.turned(products.normed(t.float(), weight), turn) for t in (q, k))
-    ours = attention.attend(q, k, v, 1 / math.sqrt(32), norms=(weight, weight), turn=turn)
+    both = Preparation((33,), ((weight, weight),), 1e-6, turn[:2])
+    ours = attention.attend(q, k, v, 1 / math.sqrt(32), before=both)
     assert relative(ours, dense(Call(left, right, v.float()))) < 0.03
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,12 @@ from agreement import relative
 from patched import traceless
 from sfumato.app.builder import build
 from sfumato.app.chosen import Technique
-from sfumato.kernels.attention import choice, int8
+from sfumato.kernels.attention import choice, dispatch, int8
+from sfumato.kernels.attention.call import Backend, Call, Preparation, nothing, unmasked
 from sfumato.pipelines.errors import NoSite
 from sfumato.pipelines.patches.attention import Attention
 from sfumato.pipelines.protocols import Patch
-from sfumato.pipelines.sites import attention_modules
+from sfumato.pipelines.sites import attention, attention_modules
 from tiny_nets import FAMILIES, Tiny, tiny
 from tiny_unets import NAMES, tiny_unet
 from torch import Tensor
@@ -79,6 +80,106 @@ def test_in_8_bits_and_what_it_can_not_serve(
     masked = [text for text in caplog.messages if "takes no mask or bias" in text]
     assert len(masked) == (1 if name == "pixart" else 0), "its prompts are masked, and that is said once"
     assert torch.equal(called(model, Attention("int8", smallest=10**6)), plain)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[Preparation | None]:
+    """Triton's kernels as backends for what Triton's interpreter takes, where there is no GPU; notes what they take."""
+    pytest.importorskip("triton")
+    seen: list[Preparation | None] = []
+
+    def watched(backend: Backend) -> Backend:
+        def prepared(call: Call, before: Preparation) -> Tensor:
+            seen.append(before)
+            assert backend.prepared is not None
+            return backend.prepared(call, before)
+
+        def run(call: Call) -> Tensor:
+            seen.append(None)
+            return backend.run(call)
+
+        return backend._replace(lacking=nothing, refuses=unmasked, run=run, prepared=prepared)
+
+    for name in ("triton-int8", "triton-fp8"):
+        here = f"{name} here"
+        monkeypatch.setitem(dispatch.BACKENDS, here, watched(dispatch.BACKENDS[name])._replace(name=here))
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize(("name", "layers"), [("flux", (2, 2)), ("flux2", (2, 2)), ("qwen_image", (0, 0))])
+def test_norm_and_positions_within_the_kernel(
+    name: str, layers: tuple[int, int], interpreted: list[Preparation | None]
+) -> None:
+    """Layers of FLUX's form hand them over, text and picture each with its own norm; others run as ever."""
+    model = opened(name)
+    net = model.denoise.net
+    norms = [part for part in net.modules() if isinstance(part, torch.nn.RMSNorm)]
+    for at, part in enumerate(norms):  # each another
+        part.weight.copy_(torch.linspace(-2, 2, part.weight.numel()).roll(at))
+    plain = called(model, Attention("dense"))
+    for backend, most in (("triton-int8 here", 0.02), ("triton-fp8 here", 0.05)):
+        interpreted.clear()
+        with traceless(net):
+            ours = called(model, Attention(backend))
+        assert 0 < relative(ours, plain) < most
+        streams = [len(before.norms) for before in interpreted if before is not None]
+        calls = len(interpreted) // max(1, sum(layers))
+        assert (streams.count(2), streams.count(1)) == tuple(calls * n for n in layers)
+        assert (None in interpreted) == (name == "qwen_image")
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_what_is_not_taken_with_its_norm_and_positions_is_computed_as_it_was(
+    interpreted: list[Preparation | None],
+) -> None:
+    model = opened("flux")
+    plain, net = called(model), model.denoise.net
+    assert torch.equal(called(model, Attention("triton-int8 here", smallest=10**6)), plain)
+    assert torch.equal(called(model, Attention("triton-int8 here", sites=("nowhere",))), plain)
+
+    layer = net.single_transformer_blocks[0].attn
+    x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
+    for given in (
+        {"attention_mask": (torch.arange(6) > 2).view(1, 1, 1, 6)},
+        {"image_rotary_emb": None, "unknown": 1},
+    ):
+        with torch.no_grad():
+            wanted = layer(x, **given)
+            interpreted.clear()
+            with Attention("triton-int8 here")(net):
+                assert relative(layer(x, **given), wanted) < 0.05
+            assert not any(interpreted), "a mask is not taken at all, the other without preparation"
+    layer.norm_k = torch.nn.LayerNorm(16)
+    assert relative(called(model, Attention("triton-int8 here")), called(model)) < 0.02
+    assert None in interpreted and any(interpreted)
+
+
+@pytest.mark.parametrize("taken", ["triton-int8 here", "sdpa"])
+def test_auto_takes_it_with_norm_and_positions(
+    taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interpreted: list[Preparation | None]
+) -> None:
+    monkeypatch.setattr(choice, "folder", lambda: tmp_path)
+    monkeypatch.setattr(choice, "_known", {})
+    monkeypatch.setattr(choice, "_measured", lambda backend, call: float(backend.name != taken))
+    model = opened("flux")
+    plain, ours = called(model), called(model, Attention(error=0.05))
+    assert torch.equal(ours, plain) == (taken == "sdpa")
+    assert relative(ours, plain) < 0.02 and bool(interpreted) == (taken != "sdpa")
+    assert None not in interpreted
+
+
+def test_between_two_techniques_each_sees_what_it_would(interpreted: list[Preparation | None]) -> None:
+    """One that changes q, which was there before: q comes to it normed and turned."""
+    model = opened("flux2")
+
+    class Sharper:
+        def __call__(self, net: torch.nn.Module) -> AbstractContextManager[None]:
+            return attention(net, lambda layer, q, k, v, attend: attend(3 * q, k, v))
+
+    ours = called(model, Sharper(), Attention("triton-int8 here"))
+    assert relative(ours, called(model, Sharper())) < 0.02 < relative(ours, called(model))
+    assert not any(interpreted)
 
 
 def test_sites_by_kind_and_by_name() -> None:

@@ -30,7 +30,10 @@ from .heap import Event, held
 from .moment import Step, stepping
 from .protocols import Cond, Model, Patch
 
-OWN = (".quant.packed", ".quant.layers", ".quant.fused", ".quant.winograd_int8", ".winograd", ".dense")
+OWN = (
+    *(".quant.packed", ".quant.layers", ".quant.fused", ".quant.winograd_int8"),
+    *(".winograd", ".dense", ".steady"),
+)
 """Layers of ours that go through torch on meta, or tell there what they would take."""
 
 FILLING = 4

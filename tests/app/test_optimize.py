@@ -99,8 +99,11 @@ PACKED = "the layers of this model are packed already"
 @pytest.fixture(scope="module")
 def packed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All layers, of 64 weights and up."""
-    folder = tmp_path_factory.mktemp("packed") / "model"
-    quantise(tiny, folder, {"unet": WeightOnly("int8", 64, ())}, said={"unet": ""})
+    return all_packed(tiny, tmp_path_factory.mktemp("packed") / "model", "int4")
+
+
+def all_packed(tiny: Path, folder: Path, form: str) -> Path:
+    quantise(tiny, folder, {"unet": WeightOnly(form, 64, ())}, said={"unet": ""})
     return folder
 
 
@@ -125,6 +128,16 @@ def test_a_level_drops_what_finds_packed_layers_alone(sfumato: Any, packed: Path
     assert lost not in {technique["id"] for technique in said.data["request"]["techniques"]}
     assert said.err.count(f"optimize: {lost} is left out: {PACKED}") == 1
     assert sfumato("replay", "a.png", "-o", "again.png").code == 0 and pixels("a.png") == pixels("again.png")
+
+
+@native
+def test_int8_takes_layers_over_that_are_packed_in_8_bits(sfumato: Any, tiny: Path, tmp_path: Path) -> None:
+    eight = all_packed(tiny, tmp_path / "eight", "int8")
+    said = sfumato("generate", *ASK, "-m", eight, "-t", "int8:smallest=64", "-o", "a.png", "--json")
+    assert said.code == 0, said.err
+    assert [t["id"] for t in said.data["request"]["techniques"]] == ["int8"]
+    assert sfumato("generate", *ASK, "-m", eight, "-o", "b.png").code == 0
+    assert pixels("a.png") != pixels("b.png")  # inputs are rounded too
 
 
 def test_a_model_on_the_shelf_remembers_what_found_nothing(packed: Path) -> None:

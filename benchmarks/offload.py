@@ -1,4 +1,4 @@
-"""What stays in memory when weights are left elsewhere: whole runs at the shapes of Stable Diffusion 1.5, random weights.
+"""What stays in memory when weights are left elsewhere: whole runs at the shapes of Stable Diffusion 1.5.
 
 Each run is a process of its own, measured as in `memory.py`; a picture of 256 x 256 at one step, decoded in stripes.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from harness import Options, Row, finish, machine, row
 from memory import held, sd_shaped
 
-BUDGETS = (2.0, 1.0, 0.5)
+BUDGETS = (1.0,)
 """GB of the network's weights at once."""
 ASKED: dict[str, Any] = {
     "prompt": "a red cube",

@@ -33,6 +33,7 @@ KINDS = {
     "system": "Systems",
 }
 FIELDS = ("Use", "Shapes", "Units and ranges", "Cost", "Neutral", "Errors", "Differs")
+MODELS = ("still-life", "still-life-unet")
 PLACE = re.compile(r"\{(\w)\|([^{}|]+)(?:\|(low|high))?\}")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
@@ -43,6 +44,10 @@ def pages() -> dict[Path, str]:
     blocks = {
         ROOT / "README.md": {"techniques": overview(), "numbers": headlines(results)},
         ROOT / "docs" / "techniques.md": {"techniques": tables()},
+        ROOT / "docs" / "quantisation.md": {
+            "methods": worth("quantisation", "quantisation-gptq"),
+            "mixed": worth("mixdq"),
+        },
         ROOT / "docs" / "performance.md": {"numbers": "\n\n".join(map(section, results)) or NOTHING_YET},
     }
     found = {}
@@ -190,6 +195,33 @@ def from_rows(id: str, told: dict[str, Any]) -> dict[str, str]:
     measured = PLACE.sub(value, told["measured"])
     commands = dict.fromkeys(source["command"] for source in sources.values())
     return {"claim": told.get("claim", ""), "measured": measured, "command": "`, `".join(commands)}
+
+
+def worth(*files: str) -> str:
+    """What each way of packing is worth on both built-in models: decibels, bytes, time, and what the judge reads."""
+    names: dict[str, None] = {}
+    found: dict[tuple[str, str, str], str] = {}
+    for model in MODELS:
+        for file in files:
+            for r in json.loads((RESULTS / f"{file}-{model}.json").read_text(encoding="utf-8"))["rows"]:
+                name, _, what = r["what"].rpartition(": ")
+                names[name] = None
+                found[name, what, model] = number(r["median"])
+    columns = {
+        "dB": "PSNR",
+        "worst tenth, dB": "PSNR of the worst tenth",
+        "bytes": "bytes / full precision's",
+        "time": "a picture's time / full precision's",
+        "all right": "all right",
+    }
+    rows = [
+        [
+            name,
+            *(" / ".join(found.get((name, what, m), "") or "-" for m in MODELS) for what in columns.values()),
+        ]
+        for name in names
+    ]
+    return table([" / ".join(MODELS), *columns], rows)
 
 
 def read_results() -> list[dict[str, Any]]:

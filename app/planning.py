@@ -158,7 +158,8 @@ def before_opening(request: R, weights: Weights, now: Room) -> tuple[R, tuple[st
         return request, ()
     for rung in (QUANTISE, OFFLOAD):
         above = now.held + weights.total - limit_of(request, now)
-        changed = rung.down(request, weights, above) if weights.total and above > 0 else None
+        helps = rung is OFFLOAD or above <= weights.saved  # converts are done with all weights in memory
+        changed = rung.down(request, weights, above) if weights.total and above > 0 and helps else None
         if changed is not None:
             request = request.model_copy(update=changed)
             weights = weights.in_8_bits if rung is QUANTISE else weights

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .mapped import Mapped, Place, Scratch, alignment, room_like, runs
+from .mapped import Mapped, Place, Scratch, alignment, let_go, room_like, runs
 from .residence import Pool
 from .route import Route, Unit
 from .units import bytes_of, own, units_of
@@ -230,6 +230,7 @@ def _slots(
                     maps[stored.file] = Mapped(stored.file)
                 mapped, place = maps[stored.file], stored.place
                 if rest.trusted or _same(mapped, place, resting):
+                    let_go([resting])  # where another map of the file holds them
                     resting = mapped.tensor(place)
                 else:
                     mapped = place = None

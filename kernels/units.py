@@ -2,7 +2,7 @@
 
 A unit is the largest module below the network that is called and fits into a bucket. A module that reads the weights of
 its layers itself, without calling them, is never cut. What is smaller than a sixty-fourth of a bucket and stands alone
-stays in memory, as do weights that two modules share, and those of a module that is cut.
+stays in memory, as do norms that stand alone, weights that two modules share, and those of a module that is cut.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ SMALL = 64
 
 READERS = ("MultiheadAttention", "HunyuanDiTAttentionPool", "FirDownsample2D", "FirUpsample2D")
 """Classes whose modules compute with the weights of layers that they never call."""
+
+NORMS = (nn.LayerNorm, nn.GroupNorm)
+"""So small that they stay where they would stand alone: the product after one may compute it, from its weights."""
 
 
 def within(module: nn.Module, names: Iterable[str]) -> bool:
@@ -38,9 +41,10 @@ def units_of(net: nn.Module, bucket: int) -> tuple[list[tuple[str, nn.Module]], 
         whole = bytes_of(module)
         if whole == 0:
             return
-        called = module is not net and type(module).forward is not nn.Module.forward
         splits = any(True for _ in module.children()) and not within(module, READERS)
         tied = any(id(tensor) in shared for part in module.modules() for _, tensor in own(part))
+        called = module is not net and type(module).forward is not nn.Module.forward
+        called = called and not isinstance(module, NORMS)
         fits = called and not tied and (whole <= bucket or not splits)
         if fits and whole * SMALL >= bucket:
             found.append((prefix, module))

@@ -172,7 +172,7 @@ def test_too_small_and_twice() -> None:
 
 
 def test_units() -> None:
-    net = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 8), nn.LayerNorm(1))
+    net = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 8), nn.Linear(1, 1))
     names = lambda bucket: [name for name, _ in units_of(net, bucket)[0]]  # noqa: E731
     assert names(600) == ["0", "1"]
     assert names(300) == ["0.0", "0.1", "1", "2"]

@@ -6,30 +6,31 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_families
 import tiny_models
-import tiny_nets
 import tiny_unets
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from sfumato.kernels.native.around import available as lacking
 from sfumato.kernels.offload import offloaded, restore
 from sfumato.kernels.units import bytes_of, needing, own, units_of
 from sfumato.pipelines.bridges import TextAdapter
 from sfumato.pipelines.converts.flash_offload import FlashOffload
+from sfumato.pipelines.converts.int8 import Int8
+from sfumato.pipelines.converts.products import Products
 from sfumato.pipelines.converts.superpipeline import Superpipeline
 from sfumato.pipelines.converts.weight_only import WeightOnly
+from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.errors import BadInput
 from sfumato.pipelines.guidance.cfg import Cfg
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.placement import offload_model
 from sfumato.pipelines.rehearsal import decoding, sampling
 from sfumato.pipelines.text_to_image import TextToImage
-from tiny_nets import Tiny
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sd": tiny_models.stable_diffusion,
@@ -153,33 +154,33 @@ class Resting:
                 tensor.data.fill_(math.nan)
 
 
-def adapter() -> tuple[torch.nn.Module, Callable[[Any], torch.Tensor]]:
-    states = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
-    return TextAdapter(16, 16, 24), lambda net: net(states)
-
-
-def denoiser(tiny: Tiny) -> tuple[torch.nn.Module, Callable[[Any], torch.Tensor]]:
-    def call(net: Any) -> torch.Tensor:
-        return replace(tiny.denoise, net=net)(tiny.noise(1), 0.6, tiny.conds.pos)[0].x0
-
-    return tiny.denoise.net, call
-
-
-@pytest.mark.parametrize(
-    "name", [*tiny_nets.FAMILIES, *(f"{name} unet" for name in tiny_unets.NAMES), "bridge"]
-)
-def test_whatever_goes_is_back_when_it_is_read(name: str) -> None:
-    if name == "bridge":
-        net, call = adapter()
-    else:
-        unet = name.endswith(" unet")
-        net, call = denoiser(tiny_unets.tiny_unet(name[:-5]) if unet else tiny_nets.tiny(name))
+def whatever_goes_is_back(net: torch.nn.Module, call: Callable[[Any], torch.Tensor]) -> None:
     wanted = call(net)
     for part in (2, 4, 32, bytes_of(net)):
         again = copy.deepcopy(net)
         with only_while_called(again, bytes_of(net) // part):
             same = torch.equal(call(again), wanted)
         assert same
+
+
+@pytest.mark.parametrize("name", tiny_unets.EVERY)
+def test_whatever_goes_is_back_when_it_is_read(name: str) -> None:
+    tiny = tiny_unets.any_tiny(name)
+    whatever_goes_is_back(tiny.denoise.net, tiny.made_by)
+
+
+@pytest.mark.parametrize("name", ["sd unet", "sdxl unet", "svd unet", "pixart", "hunyuan_dit"])
+@pytest.mark.parametrize("convert", [Int8(smallest=64), Products(smallest=64), Winograd(8)])
+def test_blocks_that_go_the_shorter_way_find_their_weights(name: str, convert: Any) -> None:
+    if lacking() is not None and not isinstance(convert, Winograd):
+        pytest.skip(str(lacking()))
+    tiny = tiny_unets.any_tiny(name)
+    whatever_goes_is_back(convert(tiny.denoise.net), tiny.made_by)
+
+
+def test_a_bridge_finds_its_weights() -> None:
+    states = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    whatever_goes_is_back(TextAdapter(16, 16, 24), lambda net: net(states))
 
 
 @pytest.mark.parametrize("kind", ["superpipeline", "flash"])

@@ -210,6 +210,13 @@ def test_neutral_and_refused(tmp_path: Path) -> None:
             wrong(-1)
         with pytest.raises(ValueError, match="is below the"):
             wrong(1e-7)(net)
+    with pytest.raises(
+        ValueError, match="device must be cpu, cuda, cuda:1, mps or xpu, or empty, got 'banana'"
+    ):
+        Superpipeline(1, "banana")
+    with pytest.raises(ValueError, match="device must be one of this machine, got 'cuda:99'; leave it out"):
+        Superpipeline(1, "cuda:99")(net)
+    assert offloaded(net) is None
     with pytest.raises(BadInput, match=r"offload: .*a budget of 10 bytes is below"):
         open_model(tmp_path / "flux", offload=10)
     with pytest.raises(BadInput, match="must be a number of bytes"):

@@ -88,6 +88,24 @@ def test_offload_is_chosen_and_changes_no_bit(
     assert open_image(Path("fit.png")).tobytes() == open_image(Path("plain.png")).tobytes()
 
 
+def test_what_offload_holds_is_said(generate: Callable[..., Any]) -> None:
+    for gigabytes, words in (
+        ("500", "all weights fit into the 500 GB"),
+        ("0.0001", "0.0001 GB of the weights are held"),
+    ):
+        said = generate("a red cube", "-o", "held.png", "--offload", gigabytes)
+        assert said.code == 0
+        record = read_metadata(Path("held.png")).record  # type: ignore[union-attr]
+        assert any(words in note for note in record["notes"])
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(generate: Callable[..., Any], device: str) -> None:
+    said = generate("a red cube", "-o", "no.png", "-t", f"superpipeline:budget=0.01,device={device}")
+    assert said.code == 2 and "device must be" in said.err and repr(device) in said.err
+    assert len(said.err.splitlines()) == 1 and not Path("no.png").exists()
+
+
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> float:
     """GB in which the tiny model fits with its network in 8 bits, and not without."""

@@ -15,8 +15,8 @@ from . import reuse
 from .assembly import on_device, open_for, open_scale
 from .builder import slot_of
 from .chosen import Technique
-from .converting import PACKED, names_loras
-from .levels import Facts, choice
+from .converting import MOVING, PACKED, names_loras
+from .levels import REUSING, Facts, choice
 from .requests import SamplingRequest
 from .shelf import Shelf
 from .weighing import Weights
@@ -57,7 +57,7 @@ def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
         model, request, weights, lightened = open_for(asked, shelf, spare)
     idle = [technique.id for technique in asked.techniques if technique not in request.techniques]
     notes = (*notes, *(f"optimize: {name} is left out: {PACKED}" for name in idle))
-    if given.optimize == "fast":
+    if given.optimize == REUSING:
         request, more = reused(request, model)
         notes = (*notes, *more)
     return Opened(model, request, notes, weights, lightened)
@@ -98,7 +98,7 @@ def facts(request: SamplingRequest) -> Facts:
         int8=int8() if device == "cpu" else None,
         loras=names_loras(request),
         projections=bool(used & set(PROJECTIONS)),
-        offload=bool(request.offload),
+        offload=bool(request.offload) or MOVING in {slot_of(technique) for technique in request.techniques},
     )
 
 
@@ -108,8 +108,8 @@ def reused(request: R, model: Model) -> tuple[R, tuple[str, ...]]:
         return request, ()
     name, notes = request.model, tuple[str, ...]()
     if reuse.measured(name) is None and (stand_in := reuse.like(model)) is not None:
-        told = f"what reuse costs on {name} was not measured (`sfumato train reuse {name}` does); taken is what loses"
-        name, notes = stand_in, (f"optimize: {told} no more than {ALLOWED:.0%} on {stand_in}",)
+        told = f"{reuse.unmeasured(name)}; taken is what loses no more than {ALLOWED:.0%} on {stand_in}"
+        name, notes = stand_in, (f"optimize: {told}",)
     try:
         steps = request.steps or model.defaults.steps
         chosen = reuse.chosen(ALLOWED, name, steps, open_scale(request, model))

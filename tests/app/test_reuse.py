@@ -56,7 +56,14 @@ def test_what_the_dial_refuses(sfumato: Any, folder: Path) -> None:
     ReuseCurve(4, POINTS).write(folder)
     said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.005)
     assert said.code == 2 and "the least that can be lost for a gain, 0.01" in said.err
+    ReuseCurve(4, (*POINTS, Point("deepcache:interval=4", 0.0, 1.1))).write(folder)
+    said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.005)
+    assert said.code == 2 and "the least that can be lost for a gain, 0.01" in said.err, "slower is no gain"
+    ReuseCurve(4, (Point("deepcache:interval=4", 0.0, 1.1),)).write(folder)
+    said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.1)
+    assert said.code == 2 and "gains nothing: of the ways that were measured on" in said.err
     assert sfumato("generate", *ASK, "-m", folder, "--reuse", 1.5).code == 2
+    ReuseCurve(4, POINTS).write(folder)
     said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.5, "-t", "deepcache")
     assert said.code == 2 and "both need the slot 'block cache'" in said.err
 

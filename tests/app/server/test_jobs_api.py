@@ -91,7 +91,11 @@ def test_a_new_task_needs_nothing_here(client, running, wait_until):
             "did you mean 'ddim'",
         ),
         ({"task": "generate", "request": {"prompt": "x", "sampler": "ddim:q=1"}}, "sampler", "is no setting"),
-        ({"task": "generate", "request": {"prompt": "x", "device": "typo"}}, "device", "is no device; write"),
+        (
+            {"task": "generate", "request": {"prompt": "x", "device": "/dev/sda"}},
+            "device",
+            "is no device; write",
+        ),
         (
             {"task": "generate", "request": {"prompt": "x", "techniques": ["ulysses"]}},
             "techniques",

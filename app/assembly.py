@@ -17,15 +17,15 @@ from ..pipelines.text_to_image import TextToImage
 from . import reuse
 from .builder import build, find
 from .chosen import Technique
-from .converting import busy, check_converts, converted, converts_of
+from .converting import EXCHANGING, busy, check_converts, converted, converts_of
 from .devices import check_device
 from .faults import refuse
 from .late_loras import late
 from .pictures import own_size
-from .planning import GB, Estimate, before_opening
+from .planning import GB, Estimate, before_opening, limit_of
 from .registry import locate
 from .requests import SamplingRequest, settled
-from .room import room
+from .room import Room, room
 from .shelf import Shelf
 from .weighing import Weights, weigh, weighed
 
@@ -39,6 +39,8 @@ class Opened(NamedTuple, Generic[R]):
     weights: Weights
     lightened: tuple[str, ...]
     """What was planned down here."""
+    left: tuple[Technique, ...] = ()
+    """Of a level, for lack of memory."""
 
 
 def on_device(request: R, device: str = "auto") -> R:
@@ -70,6 +72,8 @@ def open_for(request: R, shelf: Shelf, spare: tuple[Technique, ...] = ()) -> Ope
     dtype, device = getattr(torch, request.dtype), request.device
     weights, now = weigh(places, request.dtype), room(device)
     request, lightened = before_opening(request, weights, now)
+    asked, (request, told) = request, _convertible(request, weights, now, spare)
+    left = tuple(technique for technique in asked.techniques if technique not in request.techniques)
     converts = converts_of(request)
     # weights are changed in memory, by converts or a bridge's LoRAs, and offloaded after (`easing.place`)
     held = 0 if converts or request.bridge else int((request.offload or 0.0) * GB)
@@ -82,7 +86,32 @@ def open_for(request: R, shelf: Shelf, spare: tuple[Technique, ...] = ()) -> Ope
 
     key = (place.place, beside, request.bridge, request.dtype, device, held, tuple(str(t) for t in converts))
     model = shelf.take(key, tuple(places), make)
-    return Opened(model, busy(request, model, spare), weighed(model, weights), lightened)
+    return Opened(model, busy(request, model, spare), weighed(model, weights), (*lightened, *told), left)
+
+
+def _convertible(
+    request: R, weights: Weights, now: Room, spare: tuple[Technique, ...]
+) -> tuple[R, tuple[str, ...]]:
+    """A model is converted with all its weights in memory, also if they rest in files later.
+
+    Where that is too much converts of `spare` are left out, which is told; others are refused.
+    """
+    converts = tuple(technique for technique in converts_of(request) if build(technique).slot in EXCHANGING)
+    if not converts or not request.offload:
+        return request, ()
+    eight = any(technique.id == "int8" for technique in converts)
+    whole, limit = now.held + weights.total - (weights.saved if eight else 0), limit_of(request, now)
+    if whole <= limit:
+        return request, ()
+    needs = f"made with all weights in memory, which takes {whole / GB:.2f} GB"
+    asked = next((technique for technique in converts if technique not in spare), None)
+    if asked is not None:
+        raise refuse(
+            "techniques", str(asked), f"is {needs}; {limit / GB:.2f} GB may be held: drop it, or allow more"
+        )
+    kept = tuple(technique for technique in request.techniques if technique not in converts)
+    names = " and ".join(technique.id for technique in converts)
+    return request.model_copy(update={"techniques": kept}), (f"{names} left out, {needs}",)
 
 
 def resolve(request: R, model: Model) -> R:

@@ -34,8 +34,8 @@ def find(technique: Technique, kind: str | None, field: str) -> Entry:
 
 
 def by_name(kind: str | None) -> dict[str, Entry]:
-    """Entries by id and by alias."""
-    return {name: e for e in techniques(kind).values() for name in (e.id, *e.aliases)}
+    """Entries by id and by alias, with the defaults that they have under that name."""
+    return {name: e.called(name) for e in techniques(kind).values() for name in (e.id, *e.aliases)}
 
 
 def named(technique: Technique, kind: str | None, field: str) -> Entry:
@@ -94,11 +94,15 @@ def slot_of(technique: Technique) -> str | None:
 
 
 def settings(entry: Entry, public: Any, technique: Technique, field: str) -> dict[str, Any]:
-    """The given settings, converted. One that only Python can give (a tensor, a function) is refused."""
+    """The given settings, and what an alias stands for, converted.
+
+    One that only Python can give (a tensor, a function) is refused.
+    """
     known = [s.name for s in entry.settings]
     hints = typing.get_type_hints(public)
+    preset = {setting: value for alias, setting, value in entry.presets if alias == technique.id}
     found = {}
-    for name, value in technique.settings.items():
+    for name, value in {**preset, **technique.settings}.items():
         if name not in hints or name not in known:
             near = nearest(name, known)
             raise refuse(

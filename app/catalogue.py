@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,16 @@ FOLDERS = {
     "video/families": "family",
     "assets/recipes/learning": "recipe",
 }
-APART = ("family", "recipe")
-"""Kinds that do not act on a run."""
+SYSTEMS = ("pipelines/row_loras.py", "pipelines/parallel/ulysses.py", "app/batch/planning.py")
+"""What is published as a system and reached in another way than as a technique; each file says how."""
+APART = ("family", "recipe", "system")
+"""Kinds that do not act on a run by themselves."""
 HEADING = re.compile(r"([a-z0-9][a-z0-9+._-]*): +(\S.*)")
 ALIAS = re.compile(r"\(alias(?:es)? ([^)]+)\)")
 LABEL = re.compile(r"\*?([A-Z][A-Za-z ]{2,20})\*?:\s+(.*)")
 LABELS = ("Paper", "Shapes", "Units and ranges", "Cost", "Neutral", "Errors", "Differs", "Tasks")
+USE = "Use"
+"""How a system is reached."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ class Entry:
     file: str
     doc: str
     aliases: tuple[str, ...] = ()
+    presets: tuple[tuple[str, str, str], ...] = ()
+    """(alias, setting, value): what an alias stands for."""
+
+    def called(self, name: str) -> Entry:
+        """The same with the defaults that it has under one of its names."""
+        fixed = {setting: value for alias, setting, value in self.presets if alias == name}
+        settings = tuple(replace(s, default=fixed.get(s.name, s.default)) for s in self.settings)
+        return replace(self, settings=settings)
 
     @property
     def module(self) -> str:
@@ -84,6 +97,10 @@ class Entry:
             "settings": settings,
             "file": self.file,
         }
+
+
+Constants = dict[str, Any]
+"""Values by name."""
 
 
 class CatalogueError(RuntimeError):
@@ -114,6 +131,9 @@ def _entries(root: Path) -> Iterator[Entry]:
         for path in sorted((root / folder).glob("*.py")):
             if not path.name.startswith("_"):
                 yield read_entry(path, kind, root)
+    for name in SYSTEMS:
+        if (root / name).is_file():
+            yield read_entry(root / name, "system", root)
 
 
 def read_entry(path: Path, kind: str, root: Path = ROOT) -> Entry:
@@ -137,14 +157,18 @@ def read_entry(path: Path, kind: str, root: Path = ROOT) -> Entry:
         (heading[1], heading[2]) if heading else (path.stem.replace("_", "-"), doc.partition("\n")[0])
     )
     labels = doc_labels(doc)
-    settings = tuple(_settings(public, source.splitlines())) if isinstance(public, ast.ClassDef) else ()
+    settings: tuple[Setting, ...] = ()
+    if isinstance(public, ast.ClassDef) and kind != "system":
+        settings = tuple(_settings(public, source.splitlines(), constants(tree, path)))
     tasks = tuple(t.strip(" .") for t in labels.get("Tasks", "").split(",") if t.strip(" ."))
     named = ALIAS.search(summary)
-    aliases = tuple(a.strip() for a in named[1].split(",")) if named else ()
+    called = [a.strip().partition(":") for a in named[1].split(",")] if named else []
+    aliases = tuple(alias for alias, _, _ in called)
+    stand = [(alias, preset.partition("=")) for alias, _, preset in called if preset]
+    presets = tuple((alias, setting, value) for alias, (setting, _, value) in stand)
     summary = ALIAS.sub("", summary).strip(" .")
-    return Entry(
-        name, kind, summary, labels.get("Paper", ""), tasks, settings, public.name, file, doc, aliases
-    )
+    paper = labels.get("Paper", "")
+    return Entry(name, kind, summary, paper, tasks, settings, public.name, file, doc, aliases, presets)
 
 
 def doc_labels(doc: str) -> dict[str, str]:
@@ -153,7 +177,7 @@ def doc_labels(doc: str) -> dict[str, str]:
     label = None
     for line in doc.splitlines()[1:]:
         match = LABEL.match(line.strip())
-        if match and match[1] in LABELS:
+        if match and match[1] in (*LABELS, USE):
             label = match[1]
             found[label] = match[2]
         elif label and line.strip():
@@ -192,7 +216,7 @@ def _has_call(node: ast.ClassDef) -> bool:
     return any(isinstance(item, ast.FunctionDef) and item.name == "__call__" for item in node.body)
 
 
-def _settings(node: ast.ClassDef, lines: list[str]) -> Iterator[Setting]:
+def _settings(node: ast.ClassDef, lines: list[str], known: Constants) -> Iterator[Setting]:
     """Fields of a dataclass; the help is the string below a field or the comment beside it."""
     for item, after in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
@@ -206,16 +230,48 @@ def _settings(node: ast.ClassDef, lines: list[str]) -> Iterator[Setting]:
             case _:
                 comment = re.search(r"#\s*(?!noqa|type:)(.*)$", lines[(item.end_lineno or item.lineno) - 1])
                 help_text = comment[1].strip() if comment else ""
-        yield Setting(item.target.id, annotation, _default(item.value), help_text)
+        yield Setting(item.target.id, annotation, _default(item.value, known), help_text)
 
 
-def _default(value: ast.expr | None) -> Any:
+def _default(value: ast.expr | None, known: Constants) -> Any:
     if value is None:
         return ...
     if isinstance(value, ast.Call) and ast.unparse(value.func) in ("field", "dataclasses.field"):
         keywords = {k.arg: k.value for k in value.keywords}
-        return _default(keywords["default"]) if "default" in keywords else ast.unparse(value)
+        return _default(keywords["default"], known) if "default" in keywords else ast.unparse(value)
     try:
-        return ast.literal_eval(value)
+        return _plain(value, known)
     except ValueError:
         return ast.unparse(value)
+
+
+def _plain(value: ast.expr, known: Constants) -> Any:
+    """A literal, in which names of constants may stand; ValueError for anything else."""
+    if isinstance(value, ast.Name) and value.id in known:
+        return known[value.id]
+    if isinstance(value, ast.Tuple):
+        parts: list[Any] = []
+        for item in value.elts:
+            if isinstance(item, ast.Starred):
+                parts += _plain(item.value, known)
+            else:
+                parts.append(_plain(item, known))
+        return tuple(parts)
+    return ast.literal_eval(value)
+
+
+def constants(tree: ast.Module, path: Path) -> Constants:
+    """The plain values under names in capitals: of a file, and of files of the package that it imports them from."""
+    found: Constants = {}
+    for node in tree.body:
+        match node:
+            case ast.ImportFrom(module=str(module), names=names, level=level) if level:
+                file = path.parents[level - 1] / f"{module.replace('.', '/')}.py"
+                wanted = [one.name for one in names if one.name.isupper()]
+                if wanted and file.is_file():
+                    there = constants(ast.parse(file.read_text(encoding="utf-8")), file)
+                    found |= {name: there[name] for name in wanted if name in there}
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
+                with suppress(ValueError):
+                    found[name] = _plain(value, found)
+    return found

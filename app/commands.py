@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from .output import ensure_folder
 from .requests import REQUESTS
 from .reuse_commands import train_harmonica, train_reuse
 from .serve_commands import TOKENS
+
+if TYPE_CHECKING:
+    from .catalogue import Entry
 
 File = Annotated[
     str, typer.Argument(help="an image, a .safetensors or .gguf file, or a model folder", metavar="FILE")
@@ -65,7 +68,8 @@ def techniques(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--kind", help="only sampler, schedule, guidance, wrap, patch, convert, distill or family"
+            "--kind",
+            help="only sampler, schedule, guidance, wrap, patch, convert, distill, family, recipe or system",
         ),
     ] = None,
 ) -> None:
@@ -74,20 +78,27 @@ def techniques(
 
     entries = catalogue()
     if name is not None:
-        entry = entries.get(name) or next((e for e in entries.values() if name in e.aliases), None)
-        if entry is None:
-            raise unknown("technique", name, entries, "`sfumato techniques` lists all")
-        settings = [
-            f"  {s.name}: {s.type}{'' if s.default is ... else f' = {s.default!r}'}" for s in entry.settings
-        ]
-        head = f"{entry.doc}\n\nKind: {entry.kind}\nFile: {entry.file}"
-        console.data(entry.plain(), "\n".join([head, *(["Settings:", *settings] if settings else [])]))
+        known = {called: e.called(called) for e in entries.values() for called in (e.id, *e.aliases)}
+        if name not in known:
+            raise unknown("technique", name, known, "`sfumato techniques` lists all")
+        console.data(known[name].plain(), "\n".join(explained(known[name], name)))
         return
     kinds = {e.kind for e in entries.values()}
     if kind is not None and kind not in kinds:
         raise unknown("kind", kind, kinds, f"known are {', '.join(sorted(kinds))}")
     chosen = [e for e in entries.values() if kind in (None, e.kind)]
     console.data([e.plain() for e in chosen], table([(e.kind, e.id, e.summary) for e in chosen]))
+
+
+def explained(entry: Entry, name: str) -> list[str]:
+    """All about one technique, under one of its names."""
+    stands = [f":{setting}={value}" for alias, setting, value in entry.presets if alias == name]
+    lines = [] if name == entry.id else [f"{name} is {entry.id}{''.join(stands)}", ""]
+    lines += [entry.doc, "", f"Kind: {entry.kind}", f"File: {entry.file}"]
+    settings = [
+        f"  {s.name}: {s.type}{'' if s.default is ... else f' = {s.default!r}'}" for s in entry.settings
+    ]
+    return [*lines, "Settings:", *settings] if settings else lines
 
 
 def doctor(console: Console) -> int:

@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable
 
 from ..pipelines.errors import SfumatoError
+from ..pipelines.families._common import Checkpoint
 from ..pipelines.protocols import Cond, Model, Patch
 from ..pipelines.rehearsal import Need, decoding, sampling
 from ..pipelines.tiles import Tiled, working
 from .builder import build, slot_of
+from .converting import converts_of
 from .faults import refuse
 from .planning import GB, Estimate
 from .rates import rates, seconds
 from .requests import SamplingRequest
-from .room import Room, beside, give_back, room
+from .room import Room, beside, give_back, room, unmapped
 from .weighing import Weights, weighed
 
 FIRST_CALLS = 32_000_000
@@ -49,6 +51,8 @@ def estimate(
         "sample": given.held + held + sample.peak + 4 * _numbers(model, request) * 4 * batch,
         "decode": given.held + decoding_holds + decode.peak + 2 * picture,
     }
+    if request.offload and isinstance(model, Checkpoint) and converts_of(request):
+        phases["convert"] = given.held + unmapped(model)  # they go into files after
     if not timed:
         return Estimate(phases, given.held, weights.total, given.most)
     per_second = rates(request.device, request.dtype)

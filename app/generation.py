@@ -80,7 +80,7 @@ class Run:
     def notes(self, index: int) -> tuple[str, ...]:
         """What the user should know about an image's prompts, LoRAs and size."""
         size = size_note(self.request)
-        after = (*self.adapters.told, *((size,) if size else ()), *plan_notes(self.request))
+        after = (*self.adapters.told, *((size,) if size else ()), *plan_notes(self.request, self.model))
         after = (*after, *without_kernels(self.request))
         return (*self.told, *remarks(self.words[index], self.model), *after)
 

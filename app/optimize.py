@@ -47,7 +47,7 @@ def opened(request: R, shelf: Shelf, device: str = "auto", *, cut: bool = False)
     asked, notes = settled(given, cut=cut)
     spare = tuple(technique for technique in asked.techniques if technique not in given.techniques)
     try:
-        model, request, weights, lightened = open_for(asked, shelf, spare)
+        model, request, weights, lightened, left = open_for(asked, shelf, spare)
     except BadInput as error:
         added = [technique for technique in spare if technique.id == "compile"]
         if not added or not isinstance(error.__cause__, NoSite):
@@ -55,8 +55,8 @@ def opened(request: R, shelf: Shelf, device: str = "auto", *, cut: bool = False)
         notes = (*notes, f"optimize: compile is left out: {error.__cause__}")
         kept = tuple(technique for technique in asked.techniques if technique not in added)
         asked = asked.model_copy(update={"techniques": kept})
-        model, request, weights, lightened = open_for(asked, shelf, spare)
-    idle = [technique.id for technique in asked.techniques if technique not in request.techniques]
+        model, request, weights, lightened, left = open_for(asked, shelf, spare)
+    idle = [t.id for t in asked.techniques if t not in (*request.techniques, *left)]
     notes = (*notes, *(f"optimize: {name} is left out: {PACKED}" for name in idle))
     if given.optimize == REUSING:
         none = f"optimize: nothing is reused across steps: {NO_PATCHES}"

@@ -17,7 +17,7 @@ from .converting import converts_of, names_loras
 from .faults import refuse
 from .requests import SamplingRequest
 from .room import Room, beside, give_back, room
-from .weighing import Weights
+from .weighing import Weights, weighed
 
 R = TypeVar("R", bound=SamplingRequest)
 
@@ -158,7 +158,8 @@ def before_opening(request: R, weights: Weights, now: Room) -> tuple[R, tuple[st
         return request, ()
     for rung in (QUANTISE, OFFLOAD):
         above = now.held + weights.total - limit_of(request, now)
-        changed = rung.down(request, weights, above) if weights.total and above > 0 else None
+        helps = rung is OFFLOAD or above <= weights.saved  # converts are done with all weights in memory
+        changed = rung.down(request, weights, above) if weights.total and above > 0 and helps else None
         if changed is not None:
             request = request.model_copy(update=changed)
             weights = weights.in_8_bits if rung is QUANTISE else weights
@@ -241,12 +242,16 @@ def plan_told(found: Estimate | None) -> tuple[str, ...]:
     return (f"planned to fit into {found.limit / GB:.2f} GB: {'; '.join(found.changes)}",)
 
 
-def plan_notes(request: SamplingRequest) -> tuple[str, ...]:
-    """What the plan in a settled request means, for people."""
+def plan_notes(request: SamplingRequest, model: Model) -> tuple[str, ...]:
+    """What the plan in a settled request means for an opened model, for people."""
     notes = []
     if request.offload:
+        held = f"{request.offload:g} GB"
+        fit = 0 < weighed(model, Weights()).moving <= request.offload * GB
         notes.append(
-            f"memory: {request.offload:g} GB of the weights are held at once, the others read as needed"
+            f"memory: all weights fit into the {held} that may be held at once"
+            if fit
+            else f"memory: {held} of the weights are held at once, the others read as needed"
         )
     if request.memory is not None and any(technique.id == "int8" for technique in request.techniques):
         notes.append("memory: the network computes in 8 bits; a picture in float32 differs a little")

@@ -6,8 +6,11 @@ import bisect
 import ctypes
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from torch import Tensor
 
 from ..pipelines.families._common import Checkpoint
 from ..pipelines.protocols import Model
@@ -85,14 +88,27 @@ def beside(model: Model, held: int) -> int:
     """Bytes that the process holds beside the weights of this model, out of `held`."""
     if not isinstance(model, Checkpoint):
         return held
-    tensors = [
+    tensors = _tensors(model)
+    if any(tensor.is_cuda for tensor in tensors):
+        return max(0, held - sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.is_cuda))
+    mappings = mapped_weights()
+    return max(0, held - _outside(tensors, mappings) - sum(mapping.resident for mapping in mappings))
+
+
+def unmapped(model: Checkpoint) -> int:
+    """Bytes of the weights that are in memory of their own, not mapped from a file."""
+    return _outside(_tensors(model), mapped_weights())
+
+
+def _tensors(model: Checkpoint) -> list[Tensor]:
+    return [
         tensor
         for part in {id(part.net): part.net for part in model.parts.values()}.values()
         for tensor in (*part.parameters(), *part.buffers())
     ]
-    if any(tensor.is_cuda for tensor in tensors):
-        return max(0, held - sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.is_cuda))
-    mappings = mapped_weights()
+
+
+def _outside(tensors: Iterable[Tensor], mappings: Sequence[Mapping]) -> int:
     firsts = [mapping.first for mapping in mappings]
     own: dict[int, int] = {}
     for tensor in tensors:
@@ -100,7 +116,7 @@ def beside(model: Model, held: int) -> int:
         i = bisect.bisect_right(firsts, at) - 1
         if i < 0 or at >= mappings[i].last:
             own[at] = tensor.untyped_storage().nbytes()
-    return max(0, held - sum(own.values()) - sum(mapping.resident for mapping in mappings))
+    return sum(own.values())
 
 
 def mapped_weights() -> list[Mapping]:

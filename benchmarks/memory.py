@@ -60,6 +60,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 EIGHT = "in 8 bits"
 SD_SETTINGS: dict[str, dict[str, Any]] = {
     "in stripes": {"decode": "stripes"},
+    "exact": {"optimize": "exact"},
+    "1 GB of weights held": {"offload": 1.0},
+    "1 GB of weights held, exact": {"offload": 1.0, "optimize": "exact"},
     EIGHT: {"techniques": [{"id": "int8"}], "decode": "stripes"},
 }
 BUDGETS = (0.9, 0.6, 0.45)

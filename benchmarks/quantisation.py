@@ -62,6 +62,7 @@ def methods(model: Model, steps: int, chosen: Sequence[str]) -> dict[str, Conver
     found |= {"squeeze 4": Squeeze(seen=seen), "squeeze 3": Squeeze(bits=3, seen=seen)}
     found |= {"svdquant W4A4": SvdQuant(seen=seen), "svdquant W4A8": SvdQuant(inputs=8, seen=seen)}
     found |= {"svdquant W4A4 without GPTQ": SvdQuant(seen=seen, gptq=False)}
+    found |= {"svdquant W4A8 without GPTQ": SvdQuant(inputs=8, seen=seen, gptq=False)}
     found |= {"plain W4A4": SvdQuant(rank=0, alphas=())}
     return {name: convert for name, convert in found.items() if not chosen or name in chosen}
 
@@ -133,6 +134,7 @@ def main() -> None:
         default=[],
         help="a method by its name in the table, to be printed alone; repeat",
     )
+    parser.add_argument("--title", help="keep what --only chose, in a table of this name", metavar="WORD")
     parser.add_argument("--mixed", action="store_true", help="formats by layer (mixdq) beside one for all")
     parser.add_argument("--sheet", type=Path, help="file of a picture to write, in the place of measuring")
     parser.add_argument("--dry", action="store_true", help="print, write no result")
@@ -142,7 +144,7 @@ def main() -> None:
         arguments.repeats,
         arguments.steps,
         arguments.device,
-        arguments.dry or bool(arguments.only),
+        arguments.dry or bool(arguments.only and not arguments.title),
     )
     about, model = machine(given.device), open_model(given.model, device=given.device)
     ways = mixed(model) if arguments.mixed else methods(model, given.steps, arguments.only)
@@ -153,7 +155,9 @@ def main() -> None:
     if arguments.mixed:
         finish(f"mixdq-{name}", f"Formats by layer and one for all, {name}", rows, about, given)
     else:
-        finish(f"quantisation-{name}", f"Packed weights, {name}", rows, about, given)
+        word = f"-{arguments.title}" if arguments.title else ""
+        title = f"Packed weights, {arguments.title + ', ' if word else ''}{name}"
+        finish(f"quantisation{word}-{name}", title, rows, about, given)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import argparse
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,11 @@ KINDS = {
     "distill": "Score distillation",
     "family": "Model families",
     "recipe": "Training",
+    "system": "Systems",
 }
-FIELDS = ("Shapes", "Units and ranges", "Cost", "Neutral", "Errors", "Differs")
+FIELDS = ("Use", "Shapes", "Units and ranges", "Cost", "Neutral", "Errors", "Differs")
+MODELS = ("still-life", "still-life-unet")
+PLACE = re.compile(r"\{(\w)\|([^{}|]+)(?:\|(low|high))?\}")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
@@ -39,6 +44,10 @@ def pages() -> dict[Path, str]:
     blocks = {
         ROOT / "README.md": {"techniques": overview(), "numbers": headlines(results)},
         ROOT / "docs" / "techniques.md": {"techniques": tables()},
+        ROOT / "docs" / "quantisation.md": {
+            "methods": worth("quantisation", "quantisation-gptq"),
+            "mixed": worth("mixdq"),
+        },
         ROOT / "docs" / "performance.md": {"numbers": "\n\n".join(map(section, results)) or NOTHING_YET},
     }
     found = {}
@@ -132,12 +141,14 @@ def method(entry: Entry) -> str:
         "",
     ]
     if entry.aliases:
-        lines.append(f"- *Also called:* {', '.join(entry.aliases)}")
+        stand = {alias: f" (`{entry.id}:{setting}={value}`)" for alias, setting, value in entry.presets}
+        lines.append(f"- *Also called:* {', '.join(name + stand.get(name, '') for name in entry.aliases)}")
     if entry.paper:
         lines.append(f"- *Paper:* {linked(entry.paper)}")
     lines += [f"- *{name}:* {linked(labels[name])}" for name in FIELDS if labels.get(name)]
     if entry.kind != "family":
         lines.append(f"- *Effect:* {effect(entry.id)}")
+    lines += [f"- *Effect of {name}:* {effect(name)}" for name in entry.aliases if name in effects()]
     lines.append(f"- *File:* [{entry.file}](../{entry.file})")
     if entry.settings and entry.kind != "family":
         rows = [
@@ -149,12 +160,68 @@ def method(entry: Entry) -> str:
 
 
 def effect(id: str) -> str:
-    """What was measured: benchmarks/results/effects/<id>.json with claim, measured and command."""
+    """What was measured, and what the paper claims: of docs/effects.toml, or benchmarks/results/effects/<id>.json."""
     file = RESULTS / "effects" / f"{id}.json"
-    if not file.is_file():
+    if id in effects():
+        found = from_rows(id, effects()[id])
+    elif file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+    else:
         return "not measured yet"
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return f"{found['measured']} (claimed: {found['claim']}; `{found['command']}`)"
+    claim = f"claimed: {found['claim']}" if found.get("claim") else ""
+    source = "; ".join(filter(None, [claim, found["command"] and f"`{found['command']}`"]))
+    return found["measured"] + (f" ({source})" if source else "")
+
+
+@cache
+def effects() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((ROOT / "docs" / "effects.toml").read_text(encoding="utf-8"))
+
+
+def from_rows(id: str, told: dict[str, Any]) -> dict[str, str]:
+    """An effect whose `{letter|row}`, or `{letter|row|high}`, is what the results hold under that row's name."""
+    sources = {
+        letter: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for letter, name in told.get("from", {}).items()
+    }
+
+    def value(match: re.Match[str]) -> str:
+        letter, what, which = match[1], match[2], match[3] or "median"
+        found = [r for r in sources.get(letter, {"rows": []})["rows"] if r["what"] == what]
+        if len(found) != 1:
+            raise SystemExit(f"docs/effects.toml: {id}: no row {what!r} in {letter!r}")
+        return number(found[0][which])
+
+    measured = PLACE.sub(value, told["measured"])
+    commands = dict.fromkeys(source["command"] for source in sources.values())
+    return {"claim": told.get("claim", ""), "measured": measured, "command": "`, `".join(commands)}
+
+
+def worth(*files: str) -> str:
+    """What each way of packing is worth on both built-in models: decibels, bytes, time, and what the judge reads."""
+    names: dict[str, None] = {}
+    found: dict[tuple[str, str, str], str] = {}
+    for model in MODELS:
+        for file in files:
+            for r in json.loads((RESULTS / f"{file}-{model}.json").read_text(encoding="utf-8"))["rows"]:
+                name, _, what = r["what"].rpartition(": ")
+                names[name] = None
+                found[name, what, model] = number(r["median"])
+    columns = {
+        "dB": "PSNR",
+        "worst tenth, dB": "PSNR of the worst tenth",
+        "bytes": "bytes / full precision's",
+        "time": "a picture's time / full precision's",
+        "all right": "all right",
+    }
+    rows = [
+        [
+            name,
+            *(" / ".join(found.get((name, what, m), "") or "-" for m in MODELS) for what in columns.values()),
+        ]
+        for name in names
+    ]
+    return table([" / ".join(MODELS), *columns], rows)
 
 
 def read_results() -> list[dict[str, Any]]:

@@ -83,8 +83,8 @@ class DenseLinear(Linear):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.product = DenseMatrix(layer.weight, layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return self.after(input)
 
 
 class DenseConv2d(nn.Module):

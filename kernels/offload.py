@@ -3,8 +3,8 @@
 `offload` cuts a network into units, layers that come and go together, and hooks the loads of `residence.Pool` before
 and after each. Nothing is computed otherwise, so results are the same bits. `restore` undoes it.
 
-A unit's weights are in place while its module is
-called, and not else: whoever reads them otherwise finds NaN, or on a processor, where files are mapped, the weights.
+A unit's weights are in place while its module is called, and not else: whoever reads them otherwise finds NaN, or on a
+processor, where files are mapped, the weights.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .mapped import Mapped, Place, Scratch, alignment, room_like, runs
+from .mapped import Mapped, Place, Scratch, alignment, let_go, room_like, runs
 from .residence import Pool
 from .route import Route, Unit
-from .units import bytes_of, own, units_of
+from .units import bytes_of, needing, own, units_of
 
 PARTS = 8
 """Buckets in a budget."""
@@ -121,7 +121,7 @@ class Rest:
 
     device: torch.device
     dtype: torch.dtype | None = None
-    """Of the weights, not of buffers; None keeps each one's own."""
+    """Of weights, and of buffers that files hold; None keeps each one's own."""
     wide: tuple[str, ...] = ()
     """Modules whose weights compute in float32 whatever `dtype` says."""
     stored: Mapping[str, Stored] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Rest:
     def type_of(self, full: str, owner: nn.Module, tensor: Tensor) -> torch.dtype:
         """In which a tensor of this dotted name computes."""
         name = full.rpartition(".")[2]
-        if self.dtype is None or name not in owner._parameters or not tensor.is_floating_point():
+        if self.dtype is None or name in owner._non_persistent_buffers_set or not tensor.is_floating_point():
             return tensor.dtype
         return torch.float32 if set(self.wide) & set(full.split(".")) else self.dtype
 
@@ -204,7 +204,8 @@ def _settled(owner: nn.Module, full: str, rest: Rest) -> int:
     tensor = owner._parameters.get(name)
     tensor = owner._buffers[name] if tensor is None else tensor
     assert tensor is not None
-    moved = tensor.detach().to(rest.device, rest.type_of(full, owner, tensor), copy=True)
+    dtype, held = rest.type_of(full, owner, tensor), tensor.detach()
+    moved = room_like(held, dtype, rest.device, _beyond(held, dtype)).copy_(held)
     if name in owner._parameters:
         tensor.data = moved
     else:
@@ -230,21 +231,26 @@ def _slots(
                     maps[stored.file] = Mapped(stored.file)
                 mapped, place = maps[stored.file], stored.place
                 if rest.trusted or _same(mapped, place, resting):
+                    let_go([resting])  # where another map of the file holds them
                     resting = mapped.tensor(place)
                 else:
                     mapped = place = None
             if mapped is None and scratch is not None:
                 (place,) = scratch.write([resting])
-                resting = resting.new_empty(1).expand(resting.shape)  # until the file is whole
+                resting = resting.new_empty(()).expand(resting.shape)  # until the file is whole
             elif mapped is None and rest.device.type == "cuda":
                 resting = _pinned(resting)
             direct = mapped is not None and rest.device.type == "cpu" and dtype == resting.dtype
             stub = None if direct else _stub(tensor, dtype, rest.device)
-            beyond = alignment(tensor) if tensor.dtype == dtype else 0
-            slot = _Slot(part, name, resting, dtype, mapped, place, stub, beyond)
+            slot = _Slot(part, name, resting, dtype, mapped, place, stub, _beyond(tensor, dtype))
             slot.put(resting if stub is None else stub)  # the old weights can go
             found.append(slot)
     return found
+
+
+def _beyond(tensor: Tensor, dtype: torch.dtype) -> int:
+    """Where it is to begin: where it does, or where fresh memory does if it becomes another type."""
+    return alignment(tensor) if tensor.dtype == dtype else 0
 
 
 def _from_scratch(slots: Sequence[_Slot], scratch: Scratch, rest: Rest) -> None:
@@ -273,7 +279,7 @@ def _pinned(tensor: Tensor) -> Tensor:
 def _stub(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Shape, type and device of the weight, in the memory of one number."""
     value = math.nan if dtype.is_floating_point else 0
-    return torch.full((1,), value, dtype=dtype, device=device).expand(tensor.shape)
+    return torch.full((), value, dtype=dtype, device=device).expand(tensor.shape)
 
 
 def _hooks(
@@ -284,6 +290,7 @@ def _hooks(
         net.register_forward_hook(lambda *_: pool.end(route), always_call=True),
     ]
     for module, unit in zip(modules, units, strict=True):
-        hooks.append(module.register_forward_pre_hook(lambda *_, unit=unit: pool.enter(unit, route)))
-        hooks.append(module.register_forward_hook(lambda *_, unit=unit: pool.exit(unit), always_call=True))
+        for part in needing(module):
+            hooks.append(part.register_forward_pre_hook(lambda *_, unit=unit: pool.enter(unit, route)))
+            hooks.append(part.register_forward_hook(lambda *_, unit=unit: pool.exit(unit), always_call=True))
     return hooks

@@ -90,9 +90,9 @@ class Pool:
             self._changed.notify_all()
 
     def enter(self, unit: Unit, route: Route) -> None:
-        """The unit is about to compute: its weights are there when this returns."""
+        """The unit, or a layer in it, is about to compute: its weights are there when this returns."""
         with self._changed:
-            if route.running:
+            if route.running and not unit.busy:
                 route.seen.append(unit)
             unit.busy += 1
             if not unit.ready:
@@ -107,17 +107,19 @@ class Pool:
                     self._changed.wait()
                 self.tally.waits += 1
                 self.tally.waited += time.perf_counter() - began
-            else:
+            elif unit.busy == 1:
                 self._wake()
         if unit.loaded is not None:
             torch.cuda.current_stream(self.device).wait_event(unit.loaded)
 
     def exit(self, unit: Unit) -> None:
         """It has computed."""
-        if self._side is not None:
-            unit.used = torch.cuda.current_stream(self.device).record_event()
         with self._changed:
             unit.busy = max(0, unit.busy - 1)
+            if unit.busy:
+                return
+            if self._side is not None:
+                unit.used = torch.cuda.current_stream(self.device).record_event()
             self._changed.notify_all()
 
     def _wake(self) -> None:

@@ -1,16 +1,30 @@
 """A network cut into units: modules whose weights come and go together.
 
-A unit is the largest module below the network that fits into a bucket. What is smaller than a sixty-fourth of a bucket
-and stands alone stays in memory, as do weights that two modules share, and those of a module that is cut.
+A unit is the largest module below the network that is called and fits into a bucket. A module that reads the weights of
+its layers itself, without calling them, is never cut. What is smaller than a sixty-fourth of a bucket and stands alone
+stays in memory, as do norms that stand alone, weights that two modules share, and those of a module that is cut.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 SMALL = 64
 """A module of fewer bytes than a bucket's part in this, standing alone, is not worth moving."""
+
+READERS = ("MultiheadAttention", "HunyuanDiTAttentionPool", "FirDownsample2D", "FirUpsample2D")
+"""Classes whose modules compute with the weights of layers that they never call."""
+
+NORMS = (nn.LayerNorm, nn.GroupNorm)
+"""So small that they stay where they would stand alone: the product after one may compute it, from its weights."""
+
+
+def within(module: nn.Module, names: Iterable[str]) -> bool:
+    """Whether it is of one of these classes, or of one made from them."""
+    return any(kind.__name__ in names for kind in type(module).__mro__)
 
 
 def units_of(net: nn.Module, bucket: int) -> tuple[list[tuple[str, nn.Module]], list[tuple[nn.Module, str]]]:
@@ -27,19 +41,20 @@ def units_of(net: nn.Module, bucket: int) -> tuple[list[tuple[str, nn.Module]], 
         whole = bytes_of(module)
         if whole == 0:
             return
-        listed = isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList) or module is net
-        splits = any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention)
+        splits = any(True for _ in module.children()) and not within(module, READERS)
         tied = any(id(tensor) in shared for part in module.modules() for _, tensor in own(part))
-        if not listed and not tied and (whole <= bucket or not splits):
-            if whole * SMALL >= bucket:
-                found.append((prefix, module))
-            else:
-                for path, part in module.named_modules():
-                    stay.extend((part, _joined(prefix, path, name)) for name, _ in own(part))
-            return
-        stay.extend((module, _joined(prefix, name)) for name, _ in own(module))
-        for name, child in module.named_children():
-            walk(_joined(prefix, name), child)
+        called = module is not net and type(module).forward is not nn.Module.forward
+        called = called and not isinstance(module, NORMS)
+        fits = called and not tied and (whole <= bucket or not splits)
+        if fits and whole * SMALL >= bucket:
+            found.append((prefix, module))
+        elif fits or not splits:
+            for path, part in module.named_modules():
+                stay.extend((part, _joined(prefix, path, name)) for name, _ in own(part))
+        else:
+            stay.extend((module, _joined(prefix, name)) for name, _ in own(module))
+            for name, child in module.named_children():
+                walk(_joined(prefix, name), child)
 
     walk("", net)
     return found, stay
@@ -47,6 +62,11 @@ def units_of(net: nn.Module, bucket: int) -> tuple[list[tuple[str, nn.Module]], 
 
 def _joined(*parts: str) -> str:
     return ".".join(part for part in parts if part)
+
+
+def needing(unit: nn.Module) -> list[nn.Module]:
+    """The modules whose calls need a unit's weights: itself, and its layers, which others may call on their own."""
+    return [part for part in unit.modules() if part is unit or own(part)]
 
 
 def own(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -126,14 +126,18 @@ class WinogradConv2d(nn.Module):
         self.matrices = nn.Parameter(make(layer.weight), requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(x) if self.native else conv3x3(x, self.matrices, self.bias)
-
     def after(self, x: Tensor, after: After = PLAIN, norm: Norm | None = None, times: int = 1) -> Tensor:
-        """x [B,I,H,W] -> [B,O,H*times,W*times], channels last, with what stands around the layer; only where `native`.
+        """With what stands around the layer; only where `native`."""
+        out: Tensor = self(x, after, norm, times)
+        return out
+
+    def forward(self, x: Tensor, after: After = PLAIN, norm: Norm | None = None, times: int = 1) -> Tensor:
+        """x [B,I,H,W] -> [B,O,H*times,W*times], channels last.
 
         No gate or gain comes after; the residual is [B,H,W,O].
         """
+        if not self.native:
+            return conv3x3(x, self.matrices, self.bias)
         given = Around(x, self.bias, self.out_channels, after, norm, times)
         x, out = given.x, given.out
         if x.is_meta:

@@ -13,9 +13,10 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -62,6 +63,8 @@ class Placement:
     pool: Pool
     scratch: Path | None = None
     """Folder for weights that no file holds as they are; the system's own for such files if None."""
+    blanks: WeakSet[nn.Module] = field(default_factory=WeakSet)
+    """Networks that hold their files' types, and are to compute in the run's."""
 
     def blank(self, home: Path, kind: str, dtype: torch.dtype, files: Sequence[Path]) -> nn.Module | None:
         """The network over its mapped files, nothing read yet; None where the usual way maps them, or is needed."""
@@ -76,6 +79,7 @@ class Placement:
         maps = {file: Mapped(file) for file in files}
         tensors = {name: maps[s.file].tensor(s.place) for name, s in stored_in(files).items()}
         fill(net, tensors, home)
+        self.blanks.add(net)
         return net
 
     def settle(
@@ -85,11 +89,15 @@ class Placement:
         if home.name in STAYS:
             make_way(net, self.pool)
             return net.to(device)
-        wide: Any = vars(type(net)).get("_keep_in_fp32_modules") or ()
+        own: torch.dtype | None = None
+        wide: tuple[str, ...] = ()
+        if net in self.blanks:  # others were opened in the types in which they compute
+            whole: Any = net
+            own, wide = dtype, tuple(whole._keep_in_fp32_modules or ())
         stored = stored_in([file for file in files if file.suffix == ".safetensors"])
         scratch = self.scratch or Path(tempfile.gettempdir())
         try:
-            offload(net, self.pool, Rest(device, dtype, tuple(wide), stored, True, BY, scratch))
+            offload(net, self.pool, Rest(device, own, wide, stored, True, BY, scratch))
         except ValueError as error:
             raise BadInput("offload", f"offload: {home.name}: {error}") from error
         return net

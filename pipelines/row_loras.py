@@ -1,4 +1,10 @@
-"""Many LoRAs on one model, every image of a batch under its own: S-LoRA (arXiv:2311.03285, sections 4 and 5).
+"""s-lora: many LoRAs on one model, every image of a batch under its own.
+
+Paper: arXiv:2311.03285 (S-LoRA), sections 4 and 5
+Use: `<lora:NAME:WEIGHT>` in a choice or wildcard of a prompt whose pictures share a batch (`--count 4 --batch 4`); from
+    Python `LoraStore`
+Cost: two thin products per LoRA and changed layer, for the rows that it acts on; r (in + out) numbers per layer
+Tasks: image, video
 
     store = LoraStore(model, budget=512 * 2**20)
     store.add("ink", Path("ink.safetensors"))

@@ -6,7 +6,7 @@ Each is called exactly as its family calls it (LTX and CogVideoX, which need the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from sfumato.pipelines.paths import flow, vp_from_config
 from sfumato.pipelines.protocols import Cond, Conds
 from sfumato.video.families import hunyuan_video, mochi, wan
 from tiny_models import stirred
-from torch import Tensor
+from torch import Tensor, nn
 
 VP = vp_from_config({"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012})
 LONG, SHORT = 7, 5
@@ -48,6 +48,10 @@ class Tiny:
             torch.randn(self.shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)
         ]
         return torch.stack(parts)
+
+    def made_by(self, net: nn.Module) -> Tensor:
+        """What such a network makes of the noise of seed 1."""
+        return replace(self.denoise, net=net)(self.noise(1), 0.6, self.conds.pos)[0].x0
 
 
 def tiny(name: str) -> Tiny:

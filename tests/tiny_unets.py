@@ -12,7 +12,7 @@ from sfumato.pipelines.paths import ve
 from sfumato.pipelines.protocols import Cond, Conds
 from sfumato.video.families import animatediff, svd
 from tiny_models import stirred
-from tiny_nets import VP, Tiny
+from tiny_nets import FAMILIES, VP, Tiny, tiny
 from torch import Tensor
 
 WIDTH = 24
@@ -71,6 +71,13 @@ SVD = {
     "num_frames": 3,
 }
 NAMES = (*UNETS, "svd")
+EVERY = (*FAMILIES, *(f"{name} unet" for name in NAMES))
+"""Of transformers and UNets."""
+
+
+def any_tiny(name: str) -> Tiny:
+    """One of EVERY."""
+    return tiny_unet(name.removesuffix(" unet")) if name.endswith(" unet") else tiny(name)
 
 
 def tiny_unet(name: str) -> Tiny:

@@ -1,6 +1,9 @@
-"""The order of a batch: models, adapters and prompts are asked for once, and pictures of one shape share a batch.
+"""batchplan: models, adapters and prompts of many requests are asked for once, and pictures of one shape share a batch.
 
-After BatchLLM (arXiv:2412.03594): what requests share is put side by side, so that it is computed once.
+Paper: arXiv:2412.03594 (BatchLLM): what requests share is put side by side, so that it is computed once
+Use: `sfumato batch run FILE`, where `--dry-run` prints the plan; from Python `run_batch`
+Cost: every row is looked at before the first is made
+Tasks: image, video
 """
 
 from __future__ import annotations

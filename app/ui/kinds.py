@@ -127,10 +127,11 @@ def _kind(name: str, holds: str, value: Any, several: bool, names: tuple[str, ..
 
 
 def usable(medium: str, kinds: tuple[str, ...]) -> dict[str, Entry]:
-    """Techniques that a form can offer: those of the kinds that act on this medium and need nothing from Python."""
+    """Techniques that a form can offer, by each of their names: of kinds that act on this medium, without Python."""
     return {
-        name: entry
-        for name, entry in techniques().items()
+        name: entry.called(name)
+        for entry in techniques().values()
+        for name in (entry.id, *entry.aliases)
         if entry.kind in kinds
         and (not entry.tasks or medium in entry.tasks)
         and all(setting.default is not ... or setting.type.startswith(PLAIN) for setting in entry.settings)

@@ -56,21 +56,21 @@ def show_settings(choices: list[Any], settings: Any, epoch: Any) -> None:
             names += value if isinstance(value, list) else [value] if value else []
         known = by_name(None)
         for name in names:
-            entry = known.get(str(name).partition(":")[0])
-            if entry is not None:
-                _box(entry, (held[-1] or {}).get(entry.id, {}), settings)
+            id = str(name).partition(":")[0]
+            if id in known:
+                _box(id, known[id], (held[-1] or {}).get(id, {}), settings)
 
 
-def _box(entry: Entry, held: Mapping[str, Any], settings: Any) -> None:
+def _box(name: str, entry: Entry, held: Mapping[str, Any], settings: Any) -> None:
     with gr.Group(elem_classes="sf-technique"):
-        gr.Markdown(f"**{entry.id}** {entry.summary}")
+        gr.Markdown(f"**{name}** {entry.summary}")
         with gr.Row(elem_classes="sf-fields"):
             for setting in entry.settings:
                 if setting.name in ("skip", "seen"):
                     continue
-                part = _control(entry, setting, held.get(setting.name, setting.default))
+                part = _control(name, setting, held.get(setting.name, setting.default))
                 part.input(
-                    _remember(entry.id, setting.name),
+                    _remember(name, setting.name),
                     [part, settings],
                     settings,
                     show_progress="hidden",
@@ -85,9 +85,9 @@ def _remember(technique: str, name: str) -> Callable[[Any, Settings], Settings]:
     return remember
 
 
-def _control(entry: Entry, setting: Setting, value: Any) -> Any:
-    id, about = f"set-{entry.id}-{setting.name}", setting.help
-    key = f"{entry.id}-{setting.name}"
+def _control(technique: str, setting: Setting, value: Any) -> Any:
+    id, about = f"set-{technique}-{setting.name}", setting.help
+    key = f"{technique}-{setting.name}"
     if setting.type == "bool":
         return gr.Checkbox(bool(value), label=setting.name, info=about, elem_id=id, key=key, interactive=True)
     if setting.type in ("int", "float") and isinstance(value, int | float):

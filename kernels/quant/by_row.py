@@ -89,13 +89,13 @@ class ByRowLinear(nn.Module):
         self.kind = kind
         self.here = multiplies(stored.device, kind)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         weight = Scaled(self.get_buffer("stored"), self.get_buffer("scale").float())
 
         def multiplied(x: Tensor) -> Tensor:
             return product(rounded(x, self.kind, self.here), weight, self.bias, x.dtype, self.here)
 
-        return multiplied(x) if self.here else one_by_one(multiplied, x)
+        return multiplied(input) if self.here else one_by_one(multiplied, input)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ByRowLinear:
         """torch's own way of moving a module; asked here, since compiled code can't ask a device what it can."""

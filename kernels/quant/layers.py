@@ -34,10 +34,10 @@ class Int8Linear(Linear):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.product = product
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if isinstance(self.product, PackedLinear):
-            return self.product(x)
-        return self.after(x)
+            return self.product(input)
+        return self.after(input)
 
 
 class Int8Conv2d(nn.Module):

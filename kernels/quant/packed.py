@@ -99,8 +99,8 @@ class _Packed(nn.Module):
     def _multiplied(self, weight: Weight, known: Scale | None) -> Bytewise:
         raise TypeError(f"{type(self).__name__} has no product")
 
-    def forward(self, x: Tensor) -> Tensor:
-        axis = 1 if isinstance(self, nn.Conv2d) else -1
+    def forward(self, input: Tensor) -> Tensor:
+        x, axis = input, 1 if isinstance(self, nn.Conv2d) else -1
         first, made = self.held("first_input"), self.held("first_output")
         smooth, noise, shift = (
             self.held(name) for name in ("pre_quant_scale", "input_noise", "noise_output")

@@ -10,12 +10,16 @@ from torch import nn
 
 from ...kernels.mapped import let_go
 from ...kernels.offload import offloaded
+from ...kernels.units import READERS, within
 
 ENDS = (
     *("*conv_in", "*conv_out", "proj_out", "norm_out*", "*pos_embed*", "*embedder*", "*embedding*"),
     *("*time_emb*", "*adaln*", "*norm*.linear"),
 )
 """Names of layers that are best left alone, with * for anything: where a network begins, ends and hears the time."""
+
+ASKING = ("ImageProjection", "TimestepEmbedder", "WanTimeTextImageEmbedding")
+"""Classes of diffusers whose modules give their layers what the type of the layers' weights asks for."""
 
 
 def on_processor(net: nn.Module, name: str) -> None:
@@ -30,11 +34,13 @@ def on_processor(net: nn.Module, name: str) -> None:
 def chosen(net: nn.Module, *, skip: Sequence[str] = (), smallest: int = 0) -> Iterator[tuple[str, nn.Module]]:
     """Dotted names and layers that have weights of their own, one by one; a layer may be exchanged meanwhile.
 
-    Those whose name fits a pattern of `skip`, or that have fewer weights than `smallest`, are passed over.
+    Those whose name fits a pattern of `skip`, or that have fewer weights than `smallest`, are passed over, and so are
+    those whose weights the module around them reads.
     """
     if offloaded(net) is not None:
         raise ValueError("the network's weights are offloaded: convert it first, offload it last")
-    for name in [name for name, _ in net.named_modules() if name]:
+    reading = tuple(f"{name}." for name, part in net.named_modules() if within(part, (*READERS, *ASKING)))
+    for name in [name for name, _ in net.named_modules() if name and not name.startswith(reading)]:
         layer = net.get_submodule(name)
         weights = sum(weight.numel() for weight in layer.parameters(recurse=False))
         if weights and weights >= smallest and not any(fnmatchcase(name, pattern) for pattern in skip):

@@ -14,10 +14,21 @@ from ...kernels.residence import Pool
 from ..placement import stored_in
 from ..weights import weight_files
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
 
 def check_budget(budget: float) -> None:
     if not math.isfinite(budget) or budget < 0:
         raise ValueError(f"budget must be 0 or more GB, got {budget}")
+
+
+def check_device(device: str) -> None:
+    try:
+        known = not device or torch.device(device).type in DEVICES
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ValueError(f"device must be cpu, cuda, cuda:1, mps or xpu, or empty, got {device!r}")
 
 
 def move(net: nn.Module, budget: float, rest: Rest) -> nn.Module:
@@ -29,7 +40,12 @@ def move(net: nn.Module, budget: float, rest: Rest) -> nn.Module:
 def device_of(net: nn.Module, device: str) -> torch.device:
     """The device that is named, or the network's own."""
     if device:
-        return torch.device(device)
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+            raise ValueError(
+                f"device must be one of this machine, got {device!r}; leave it out to stay where the network is"
+            ) from error
     return next((weight.device for weight in net.parameters()), torch.device("cpu"))
 
 

@@ -5,7 +5,8 @@ Shapes: any network
 Units and ranges: budget 0 and up, GB of weights on the device at once
 Cost: no extra evaluations; each call moves the weights beyond the budget, beside the computing
 Neutral: budget = 0, which moves nothing
-Errors: ValueError for a budget below the largest layer, or a network whose weights another convert moves
+Errors: ValueError for a budget below the largest layer, a device that is not here, or a network whose weights another
+    convert moves
 Differs: layers are cut by their size instead of by hand, as many as fit stay from call to call, and which go is decided
     by when they are used next. On a processor the slower store is a file without a name, read by a thread
 Tasks: image, video
@@ -19,7 +20,7 @@ from typing import ClassVar
 from torch import nn
 
 from ...kernels.offload import Rest
-from ._placement import check_budget, device_of, move, scratch_folder
+from ._placement import check_budget, check_device, device_of, move, scratch_folder
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Superpipeline:
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
+        check_device(self.device)
 
     def __call__(self, net: nn.Module) -> nn.Module:
         if self.budget == 0:

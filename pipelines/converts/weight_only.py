@@ -1,12 +1,14 @@
-"""weight-only: weights packed in one format, unpacked layer by layer as the network runs.
+"""weight-only: weights packed in one format, unpacked layer by layer as the network runs (alias marlin:format=int4).
 
-Paper: arXiv:2305.14314, section 3 (NF4, scales of scales); OCP Microscaling Formats 1.0 for the minifloats
+Paper: arXiv:2305.14314, section 3 (NF4, scales of scales); OCP Microscaling Formats 1.0 for the minifloats;
+    arXiv:2408.11743 (MARLIN) for products with 4-bit groups
 Shapes: any linear layer or 2D convolution, in any precision on any device
 Units and ranges: smallest 0 and up, weights of a layer
 Cost: unpacking each layer's weight at each call; memory of the layers falls to bits / 32 or bits / 16
 Neutral: smallest above every layer
 Errors: ValueError for a format that is not known
-Differs: nothing is trained; scales of scales are one number to 256, without a mean
+Differs: nothing is trained; scales of scales are one number to 256, without a mean. marlin is the format int4, whose
+    linear layers multiply without unpacking on CUDA, by a kernel in Triton of our own instead of the paper's
 Tasks: image, video
 """
 

@@ -1,9 +1,14 @@
-"""Sequence-parallel attention: each process has a share of the tokens, and in attention a share of the heads.
+"""ulysses: each process has a share of the tokens, and in attention a share of the heads.
 
-arXiv:2309.14509 (DeepSpeed-Ulysses), section 3. From the first block of a stack to its last, a process holds N / P of
-the N tokens. At an attention, one all-to-all turns "all heads of my tokens" into "all tokens of my heads", a second
-one turns the answer back. Where there are fewer heads than processes, keys and values go round in a ring instead
-(arXiv:2310.01889, section 3), and each process keeps its queries. Attention to words is computed where its queries are.
+Paper: arXiv:2309.14509 (DeepSpeed-Ulysses), section 3; arXiv:2310.01889 (ring attention), section 3
+Use: `--parallel ulysses=2` on the command line; from Python the patch `Ulysses`, in each process
+Cost: two exchanges per attention, in which a process sends its share of the tokens; each process holds the whole model
+Tasks: image, video
+
+From the first block of a stack to its last, a process holds N / P of the N tokens. At an attention, one all-to-all
+turns "all heads of my tokens" into "all tokens of my heads", a second one turns the answer back. Where there are fewer
+heads than processes, keys and values go round in a ring instead, and each process keeps its queries. Attention to words
+is computed where its queries are.
 
 Tokens and heads need not divide evenly: the first processes have one more. Sums go over other tokens first than in one
 process, so results agree within rounding, not to the bit.

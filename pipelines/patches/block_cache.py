@@ -1,6 +1,7 @@
-"""block-cache: each block of a transformer adds again what it added before, at every other step or by a table.
+"""block-cache: blocks of a transformer add again what they added, at every other step or by a table (alias harmonica).
 
-Paper: arXiv:2407.01425 (FORA), section 3.2, for the interval; arXiv:2406.01733 (Learning-to-Cache), eq. 6, for a table
+Paper: arXiv:2407.01425 (FORA), section 3.2, for the interval; arXiv:2406.01733 (Learning-to-Cache), eq. 6, for a table;
+    arXiv:2410.01723 (HarmoniCa) for tables that are learned: `sfumato train harmonica NAME -o FILE` writes one
 Shapes: streams [N,L,D] of any transformer of the site 'blocks'
 Units and ranges: interval 1 and up, in steps of the loop; table a JSON file of [steps][blocks] of 0 and 1
 Cost: 1 or 2 streams per block and branch of memory; no network evaluations

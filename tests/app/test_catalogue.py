@@ -126,3 +126,49 @@ def test_parsing(text, settings):
 def test_bad_text(text):
     with pytest.raises(ValueError):
         parse_technique(text)
+
+
+BACKEND = (
+    *("svdquant", "mixdq", "ptq4dm", "noisyquant", "dgq", "lorc", "squeeze", "marlin", "minifloat"),
+    *("attn-tile", "linfusion", "harmonica", "swiftdiffusion", "s-lora", "superpipeline"),
+    *("flash-offload", "batchplan", "ulysses"),
+)
+
+
+@pytest.mark.parametrize("name", BACKEND)
+def test_every_system_answers_to_its_name(name, sfumato):
+    said = sfumato("techniques", name)
+    assert said.code == 0 and "Paper: arXiv:" in said.out
+    entry = catalogue().get(name)
+    if entry is None:
+        assert said.out.startswith(f"{name} is ")
+    elif entry.kind == "system":
+        assert "Use: " in said.out and "Settings:" not in said.out
+
+
+def test_a_name_may_stand_for_settings(sfumato):
+    marlin = build(Technique(id="marlin"))
+    assert marlin == build(Technique(id="weight-only", settings={"format": "int4"}))
+    assert build(Technique.model_validate("marlin:smallest=8")).smallest == 8
+    said = sfumato("techniques", "marlin")
+    assert "marlin is weight-only:format=int4" in said.out and "format: str = 'int4'" in said.out
+    assert "format: str = 'nf4'" in sfumato("techniques", "weight-only").out
+    assert sfumato("techniques", "fp8").out.startswith("fp8 is w8a8\n")
+
+
+def test_defaults_are_values(tmp_path):
+    """Names of constants, of the file itself or of another, are told as what they are."""
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "shared.py").write_text('FEW = 3\nENDS = ("b", *("c", "d"))\n')
+    text = FILE.format(id="x", alias="y").replace(
+        "@dataclass", "from ..shared import ENDS, FEW\nOWN = 'a'\n\n@dataclass"
+    )
+    text = text.replace("scale: float = 1.0", "scale: float = FEW").replace("(1, 2)", "(OWN, *ENDS)")
+    entry = read_entry(write(tmp_path, "x.py", text), "guidance", tmp_path)
+    assert [s.default for s in entry.settings[:2]] == [3, ("a", "b", "c", "d")]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_no_default_is_source_text(name):
+    wrong = [s for s in ENTRIES[name].settings if isinstance(s.default, str) and s.default.isupper()]
+    assert not wrong and not any("*(" in str(s.default) for s in ENTRIES[name].settings)

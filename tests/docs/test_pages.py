@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from house.tree import ROOT, block, files, place
+from sfumato.app.catalogue import catalogue
 from sfumato.app.cli import app
 from sfumato.app.requests import REQUESTS
 from sfumato.pipelines.loading import MODELS
@@ -61,6 +64,34 @@ def test_results_become_tables() -> None:
     assert "| a | 1.23 | 1 to 2000 | s | 3 | <= 2 |" in builder().section(result)
     assert "| a | 1.23 s | 1 to 2000 |" in builder().headlines([result])
     assert "make bench" in builder().headlines([])
+
+
+def test_effects_are_read_from_results() -> None:
+    build = builder()
+    rows = {r["what"]: r for r in result("quantisation-still-life")["rows"]}
+    found = rows["svdquant W4A4: PSNR"]
+    told = {
+        "claim": "C",
+        "from": {"a": "quantisation-still-life"},
+        "measured": "{a|svdquant W4A4: PSNR} dB, at most {a|svdquant W4A4: PSNR|high}",
+    }
+    said = build.from_rows("x", told)
+    assert said["measured"] == f"{build.number(found['median'])} dB, at most {build.number(found['high'])}"
+    assert said["command"] == result("quantisation-still-life")["command"]
+    with pytest.raises(SystemExit, match=r"effects.toml: x: no row 'svdquant' in 'a'"):
+        build.from_rows("x", told | {"measured": "{a|svdquant}"})
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_effects_belong_to_something() -> None:
+    """Every effect is that of an entry of the catalogue, or of a name that one has besides."""
+    known = {name for entry in catalogue().values() for name in (entry.id, *entry.aliases)}
+    assert set(builder().effects()) <= known
+    written = {file.stem for file in (ROOT / "benchmarks" / "results" / "effects").glob("*.json")}
+    assert not written & set(builder().effects()), "told twice"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=place)

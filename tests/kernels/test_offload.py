@@ -172,11 +172,66 @@ def test_too_small_and_twice() -> None:
 
 
 def test_units() -> None:
-    net = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 8), nn.LayerNorm(1))
+    net = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 8), nn.Linear(1, 1))
     names = lambda bucket: [name for name, _ in units_of(net, bucket)[0]]  # noqa: E731
     assert names(600) == ["0", "1"]
     assert names(300) == ["0.0", "0.1", "1", "2"]
     assert [name for _, name in units_of(net, 600)[1]] == ["2.weight", "2.bias"]
+
+
+class Gated(nn.Module):
+    """One layer through a module that is only a name, one whose weights are read without a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.pool = nn.Module(), Pooling()
+        self.inner.proj, self.inner.scale = nn.Linear(8, 8), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.inner.proj(x) * self.inner.scale)
+
+
+class Pooling(nn.MultiheadAttention):
+    def __init__(self) -> None:
+        super().__init__(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, x, x)[0]
+
+
+@pytest.mark.parametrize("bucket", [10**6, 1000, 300, 1])
+def test_units_are_called(bucket: int) -> None:
+    torch.manual_seed(0)
+    net, called = Gated(), set()
+    found, stay = units_of(net, bucket)
+    for name, module in found:
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+    net(torch.randn(2, 3, 8))
+    assert called == {name for name, _ in found} <= {"inner.proj", "pool"}
+    assert ("inner.scale" in [name for _, name in stay]) and (bucket > 1000 or called)
+
+
+def test_single_numbers_rest_too(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.PReLU(), nn.Linear(WIDTH, WIDTH)).requires_grad_(False)
+    net[0].weight = nn.Parameter(torch.tensor(0.3), requires_grad=False)
+    net[1].register_buffer("scale", torch.tensor(3.0))
+    wanted = net(x())
+    for scratch in (None, tmp_path):
+        offload(net, Pool(2 * LAYER, CPU), Rest(CPU, scratch=scratch))
+        assert net[1].scale.shape == () and torch.equal(net(x()), wanted)
+        assert restore(net)[1].scale == 3
+
+
+def test_what_stays_begins_where_it_did(tmp_path: Path) -> None:
+    """At an odd place in a file; a product may go another way elsewhere, to other last bits."""
+    net, other = stack(1), stack(1)
+    flat = torch.empty(WIDTH * WIDTH + 4)
+    first = next(i for i in range(1, 4) if (flat.data_ptr() + 4 * i) % 64)
+    net[0].weight.data = flat[first:][: WIDTH * WIDTH].view(WIDTH, WIDTH).copy_(other[0].weight)
+    before = alignment(net[0].weight)
+    done = offload(net, Pool(64 * 8 * 2 * LAYER, CPU), Rest(CPU, scratch=tmp_path))
+    assert done.moved == 0 and alignment(net[0].weight) == before != 0
+    assert torch.equal(net[0].weight, other[0].weight)
 
 
 def test_mapped_and_scratch(tmp_path: Path) -> None:

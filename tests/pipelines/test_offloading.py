@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_families
 import tiny_models
+import tiny_unets
 import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from sfumato.kernels.native.around import available as lacking
 from sfumato.kernels.offload import offloaded, restore
+from sfumato.kernels.units import bytes_of, needing, own, units_of
+from sfumato.pipelines.bridges import TextAdapter
 from sfumato.pipelines.converts.flash_offload import FlashOffload
+from sfumato.pipelines.converts.int8 import Int8
+from sfumato.pipelines.converts.products import Products
 from sfumato.pipelines.converts.superpipeline import Superpipeline
 from sfumato.pipelines.converts.weight_only import WeightOnly
+from sfumato.pipelines.converts.winograd import Winograd
 from sfumato.pipelines.errors import BadInput
 from sfumato.pipelines.guidance.cfg import Cfg
 from sfumato.pipelines.loading import open_model
@@ -24,6 +36,15 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sd": tiny_models.stable_diffusion,
     "flux": tiny_models.flux,
     "pixart": lambda folder: tiny_models.pixart(folder, "PixArtSigmaPipeline"),
+}
+EVERY: dict[str, Callable[[Path], Path]] = {
+    **FAMILIES,
+    "sd3": tiny_families.sd3,
+    "kandinsky": tiny_families.kandinsky,
+    "hunyuan_dit": lambda folder: tiny_families.hunyuan_dit(folder, DDPMScheduler(), False),
+    "lumina2": tiny_families.lumina2,
+    "lumina_next": lambda folder: tiny_families.lumina_next(folder, 4),
+    "sana": lambda folder: tiny_families.sana(folder, FlowMatchEulerDiscreteScheduler(shift=3.0)),
 }
 NETS = {"sd": "unet", "flux": "transformer", "pixart": "transformer"}
 
@@ -66,6 +87,102 @@ def test_opened_so(folder: Path, dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
+@pytest.fixture(scope="module", params=EVERY)
+def everywhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return EVERY[request.param](tmp_path_factory.mktemp(request.param) / "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_in_every_family(everywhere: Path, dtype: torch.dtype) -> None:
+    same_bits(everywhere, dtype)
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart"])
+def test_what_stays_wide_in_half_precision(name: str, tmp_path: Path) -> None:
+    """T5's last layer is float32 in float16 alone."""
+    same_bits(EVERY[name](tmp_path / name), torch.float16)
+
+
+def same_bits(folder: Path, dtype: torch.dtype) -> None:
+    plain = open_model(folder, dtype=dtype)
+    wanted = made(plain)
+    assert bool(wanted.isfinite().all())
+    least = max(bytes_of(unit) for part in plain.parts.values() for _, unit in units_of(part.net, 1)[0])
+    for budget in (2 * least, 10**9):  # the second so large that hardly anything is worth moving
+        model = open_model(folder, dtype=dtype, offload=budget)
+        same = torch.equal(made(model), wanted)
+        assert same
+        for name, part in model.parts.items():
+            assert types_of(part.net) == types_of(plain.parts[name].net)
+
+
+def types_of(net: Any) -> dict[str, torch.dtype]:
+    return {name: t.dtype for name, t in (*net.named_parameters(), *net.named_buffers())}
+
+
+@contextmanager
+def only_while_called(net: torch.nn.Module, bucket: int) -> Iterator[None]:
+    """The worst that offloading may do: a unit's weights come as it is called, and are gone right after."""
+    hooks: list[Any] = []
+    for _, unit in units_of(net, bucket)[0]:
+        resting = Resting(unit)
+        resting.leave()
+        for part in needing(unit):
+            hooks.append(part.register_forward_pre_hook(resting.enter))
+            hooks.append(part.register_forward_hook(resting.leave))
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+class Resting:
+    """A unit's weights, NaN unless it or a layer in it is being called."""
+
+    def __init__(self, unit: torch.nn.Module) -> None:
+        every = [t for part in unit.modules() for _, t in own(part) if t.is_floating_point()]
+        self.held, self.calls = [(t, t.detach().clone()) for t in every], 1
+
+    def enter(self, *_: Any) -> None:
+        self.calls += 1
+        for tensor, kept in self.held:
+            tensor.data.copy_(kept)
+
+    def leave(self, *_: Any) -> None:
+        self.calls -= 1
+        for tensor, _kept in self.held:
+            if not self.calls:
+                tensor.data.fill_(math.nan)
+
+
+def whatever_goes_is_back(net: torch.nn.Module, call: Callable[[Any], torch.Tensor]) -> None:
+    wanted = call(net)
+    for part in (2, 4, 32, bytes_of(net)):
+        again = copy.deepcopy(net)
+        with only_while_called(again, bytes_of(net) // part):
+            same = torch.equal(call(again), wanted)
+        assert same
+
+
+@pytest.mark.parametrize("name", tiny_unets.EVERY)
+def test_whatever_goes_is_back_when_it_is_read(name: str) -> None:
+    tiny = tiny_unets.any_tiny(name)
+    whatever_goes_is_back(tiny.denoise.net, tiny.made_by)
+
+
+@pytest.mark.parametrize("name", ["sd unet", "sdxl unet", "svd unet", "pixart", "hunyuan_dit"])
+@pytest.mark.parametrize("convert", [Int8(smallest=64), Products(smallest=64), Winograd(8)])
+def test_blocks_that_go_the_shorter_way_find_their_weights(name: str, convert: Any) -> None:
+    if lacking() is not None and not isinstance(convert, Winograd):
+        pytest.skip(str(lacking()))
+    tiny = tiny_unets.any_tiny(name)
+    whatever_goes_is_back(convert(tiny.denoise.net), tiny.made_by)
+
+
+def test_a_bridge_finds_its_weights() -> None:
+    states = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    whatever_goes_is_back(TextAdapter(16, 16, 24), lambda net: net(states))
+
+
 @pytest.mark.parametrize("kind", ["superpipeline", "flash"])
 def test_converts(folder: Path, family: str, kind: str) -> None:
     model = open_model(folder)
@@ -93,6 +210,13 @@ def test_neutral_and_refused(tmp_path: Path) -> None:
             wrong(-1)
         with pytest.raises(ValueError, match="is below the"):
             wrong(1e-7)(net)
+    with pytest.raises(
+        ValueError, match="device must be cpu, cuda, cuda:1, mps or xpu, or empty, got 'banana'"
+    ):
+        Superpipeline(1, "banana")
+    with pytest.raises(ValueError, match="device must be one of this machine, got 'cuda:99'; leave it out"):
+        Superpipeline(1, "cuda:99")(net)
+    assert offloaded(net) is None
     with pytest.raises(BadInput, match=r"offload: .*a budget of 10 bytes is below"):
         open_model(tmp_path / "flux", offload=10)
     with pytest.raises(BadInput, match="must be a number of bytes"):

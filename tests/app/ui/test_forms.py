@@ -93,6 +93,7 @@ def test_kinds_follow_the_request():
 def test_forms_offer_what_can_be_typed_in_alone():
     offered = usable("image", ACTING)
     assert "cfg-rescale" in offered and "deepcache" in offered and "lora" in offered
+    assert "harmonica" in offered and offered["weight-only"].id == offered["marlin"].id == "weight-only"
     assert not {"keep-known", "controlnet", "sds", "windows", "frame-cfg", "ddim"} & set(offered)
 
 
@@ -153,6 +154,8 @@ def test_pictures_of_a_draft_come_back_as_long_as_they_are_here(desk, tmp_path):
 def test_settings_that_are_the_defaults_are_left_out():
     held = {"cfg-rescale": {"scale": 7.5, "phi": "0.4"}}
     assert chosen_settings("cfg-rescale", held) == {"id": "cfg-rescale", "settings": {"phi": 0.4}}
+    marlin = {"marlin": {"format": "int4", "smallest": 8}}
+    assert chosen_settings("marlin", marlin) == {"id": "marlin", "settings": {"smallest": 8}}
     assert chosen_settings("interval:low=1", {}) == {"id": "interval", "settings": {"low": 1}}
 
 

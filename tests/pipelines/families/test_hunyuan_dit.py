@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
-import torch
+import tiny_families
 from agreement import PROMPT, SIZES, Case, agree, every_technique, hears, opened
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.text_to_image import TextToImage
@@ -24,49 +23,7 @@ def pair(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, A
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    return opened(hunyuan_dit(tmp_path_factory.mktemp("hunyuan_dit"), scheduler, request.param))
-
-
-def hunyuan_dit(folder: Path, scheduler: Any, sizes: bool) -> Path:
-    from diffusers import AutoencoderKL, HunyuanDiT2DModel
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    torch.manual_seed(0)
-    letters = [chr(code) for code in range(97, 123)]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
-    bert = BertConfig(
-        vocab_size=len(words),
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    parts = {
-        "transformer": tiny_models.stirred(
-            HunyuanDiT2DModel(
-                num_attention_heads=2,
-                attention_head_dim=16,
-                in_channels=4,
-                patch_size=2,
-                sample_size=8,
-                hidden_size=32,
-                num_layers=4,
-                mlp_ratio=2.0,
-                cross_attention_dim=24,
-                cross_attention_dim_t5=32,
-                pooled_projection_dim=16,
-                use_style_cond_and_image_meta_size=sizes,
-            ),
-            0.2,
-        ),
-        "vae": tiny_models.vae(AutoencoderKL, channels=4, shift=None),
-        "text_encoder": BertModel(bert),
-        "tokenizer": BertTokenizer(vocab={word: i for i, word in enumerate(words)}),
-        "text_encoder_2": tiny_models.t5(),
-        "tokenizer_2": tiny_models.t5_tokenizer(),
-        "scheduler": scheduler,
-    }
-    return tiny_models.save(folder, "HunyuanDiTPipeline", parts)
+    return opened(tiny_families.hunyuan_dit(tmp_path_factory.mktemp("hunyuan_dit"), scheduler, request.param))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -84,7 +41,7 @@ def test_published_scheduler(tmp_path: Path) -> None:
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(**BETAS, clip_sample=False, steps_offset=1)
-    model = open_model(hunyuan_dit(tmp_path, scheduler, True))
+    model = open_model(tiny_families.hunyuan_dit(tmp_path, scheduler, True))
     path = model.denoise.path
     times = model.default_schedule(64, 64)(10, path)
     scheduler.set_timesteps(10)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
+import tiny_families
 import torch
 from agreement import NEGATIVE, PROMPT, STEPS, every_technique, hears, relative
 from sfumato.pipelines.errors import BadWeights
@@ -18,76 +18,9 @@ from sfumato.pipelines.text_to_image import TextToImage
 SIZES = ((64, 64), (128, 64))
 
 
-def kandinsky(folder: Path) -> Path:
-    from diffusers import DDIMScheduler, PriorTransformer, UnCLIPScheduler, UNet2DConditionModel, VQModel
-    from transformers import CLIPTextModelWithProjection
-
-    torch.manual_seed(0)
-    text = tiny_models.clip_text(24, 77).config
-    text.projection_dim = 24
-    prior = PriorTransformer(
-        num_attention_heads=2, attention_head_dim=12, num_layers=1, embedding_dim=24, num_embeddings=77
-    )
-    torch.nn.init.normal_(prior.clip_std)
-    parts = {
-        "unet": UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=8,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            resnet_time_scale_shift="scale_shift",
-            addition_embed_type="image",
-            encoder_hid_dim_type="image_proj",
-            encoder_hid_dim=24,
-            cross_attention_dim=16,
-            attention_head_dim=8,
-            norm_num_groups=8,
-        ),
-        "movq": VQModel(
-            block_out_channels=(32, 32, 32, 32),  # spatial norms have 32 groups
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            vq_embed_dim=4,
-            num_vq_embeddings=8,
-            norm_type="spatial",
-        ),
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False, steps_offset=1
-        ),
-        "prior_prior": prior,
-        "prior_text_encoder": CLIPTextModelWithProjection(text),
-        "prior_image_encoder": eye(),
-        "prior_tokenizer": tiny_models.tokenizer(77),
-        "prior_scheduler": UnCLIPScheduler(
-            variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0
-        ),
-    }
-    return tiny_models.save(folder, "KandinskyV22CombinedPipeline", parts)
-
-
-def eye() -> Any:
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    config = CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        projection_dim=24,
-    )
-    return CLIPVisionModelWithProjection(config)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return kandinsky(tmp_path_factory.mktemp("kandinsky"))
+    return tiny_families.kandinsky(tmp_path_factory.mktemp("kandinsky"))
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """Lumina-Image 2.0 against diffusers."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
-import torch
+import tiny_families
 from agreement import PROMPT, SIZES, Case, agree, every_technique, hears, opened
 
 CASE = Case(ask={"cfg_normalization": False})
@@ -13,33 +11,7 @@ CASE = Case(ask={"cfg_normalization": False})
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return opened(lumina2(tmp_path_factory.mktemp("lumina2")))
-
-
-def lumina2(folder: Path) -> Path:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, Lumina2Transformer2DModel
-
-    torch.manual_seed(0)
-    parts = {
-        "transformer": Lumina2Transformer2DModel(
-            sample_size=8,
-            in_channels=16,
-            hidden_size=24,
-            num_layers=2,
-            num_refiner_layers=1,
-            num_attention_heads=2,
-            num_kv_heads=1,
-            multiple_of=8,
-            axes_dim_rope=(4, 4, 4),
-            axes_lens=(300, 32, 32),
-            cap_feat_dim=32,
-        ),
-        "vae": tiny_models.vae(AutoencoderKL),
-        "text_encoder": tiny_models.gemma(),
-        "tokenizer": tiny_models.gemma_tokenizer(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=6.0),
-    }
-    return tiny_models.save(folder, "Lumina2Pipeline", parts)
+    return opened(tiny_families.lumina2(tmp_path_factory.mktemp("lumina2")))
 
 
 @pytest.mark.parametrize("size", SIZES)

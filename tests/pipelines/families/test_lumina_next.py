@@ -1,11 +1,9 @@
 """Lumina-Next against diffusers. With three channels both guide all of them."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
-import torch
+import tiny_families
 from agreement import NEGATIVE, PROMPT, SIZES, Case, agree, every_technique, hears, opened, relative
 from sfumato.pipelines.guidance.cfg import Cfg
 from sfumato.pipelines.noise import SeededNoise
@@ -17,34 +15,7 @@ CASE = Case(ask={"clean_caption": False})
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Any, Any]]:
     """By their numbers of channels."""
-    return {n: opened(lumina_next(tmp_path_factory.mktemp(f"channels{n}"), n)) for n in (3, 4)}
-
-
-def lumina_next(folder: Path, channels: int) -> Path:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel
-
-    torch.manual_seed(0)
-    net = LuminaNextDiT2DModel(
-        sample_size=8,
-        in_channels=channels,
-        hidden_size=24,
-        num_layers=2,
-        num_attention_heads=3,
-        num_kv_heads=1,
-        multiple_of=8,
-        cross_attention_dim=32,
-    )
-    for name, weight in net.named_parameters():
-        if name.endswith("gate") or name == "pad_token":
-            torch.nn.init.normal_(weight)
-    parts = {
-        "transformer": net,
-        "vae": tiny_models.vae(AutoencoderKL, channels=channels, shift=None),
-        "text_encoder": tiny_models.gemma("Gemma"),
-        "tokenizer": tiny_models.gemma_tokenizer(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=2.0),
-    }
-    return tiny_models.save(folder, "LuminaPipeline", parts)
+    return {n: opened(tiny_families.lumina_next(tmp_path_factory.mktemp(f"channels{n}"), n)) for n in (3, 4)}
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
+import tiny_families
 import torch
 from agreement import PROMPT, SIZES, Case, agree, every_technique, hears, opened, relative
 from sfumato.pipelines.loading import open_model
@@ -21,7 +21,9 @@ DPM = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shif
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    return opened(sana(tmp_path_factory.mktemp("sana"), FlowMatchEulerDiscreteScheduler(shift=3.0)))
+    return opened(
+        tiny_families.sana(tmp_path_factory.mktemp("sana"), FlowMatchEulerDiscreteScheduler(shift=3.0))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,51 +31,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """With the scheduler that the published folders have."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return opened(sana(tmp_path_factory.mktemp("published"), DPMSolverMultistepScheduler(**DPM)))
+    return opened(
+        tiny_families.sana(tmp_path_factory.mktemp("published"), DPMSolverMultistepScheduler(**DPM))
+    )
 
 
 @pytest.fixture(scope="module")
 def sprint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     from diffusers import SCMScheduler
 
-    return opened(sana(tmp_path_factory.mktemp("sprint"), SCMScheduler(), "SanaSprintPipeline"))
-
-
-def sana(folder: Path, scheduler: Any, pipeline: str = "SanaPipeline") -> Path:
-    from diffusers import AutoencoderDC, SanaTransformer2DModel
-
-    torch.manual_seed(0)
-    few = pipeline == "SanaSprintPipeline"
-    parts = {
-        "transformer": SanaTransformer2DModel(
-            in_channels=8,
-            out_channels=8,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            num_layers=2,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=8,
-            cross_attention_dim=16,
-            caption_channels=32,
-            sample_size=8,
-            guidance_embeds=few,
-            qk_norm="rms_norm_across_heads" if few else None,
-        ),
-        "vae": AutoencoderDC(
-            latent_channels=8,
-            encoder_block_out_channels=(8, 8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8, 8),
-            encoder_layers_per_block=(1, 1, 1, 1),
-            decoder_layers_per_block=(1, 1, 1, 1),
-            encoder_qkv_multiscales=((), (), (), ()),
-            decoder_qkv_multiscales=((), (), (), ()),
-            scaling_factor=0.41,
-        ),
-        "text_encoder": tiny_models.gemma(),
-        "tokenizer": tiny_models.gemma_tokenizer(),
-        "scheduler": scheduler,
-    }
-    return tiny_models.save(folder, pipeline, parts)
+    return opened(tiny_families.sana(tmp_path_factory.mktemp("sprint"), SCMScheduler(), "SanaSprintPipeline"))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -140,7 +107,7 @@ def test_unknown_scheduler(pair: tuple[Any, Any], tmp_path: Path) -> None:
     from sfumato.pipelines.errors import BadWeights
 
     with pytest.raises(BadWeights, match="DDIMScheduler"):
-        open_model(sana(tmp_path, DDIMScheduler()))
+        open_model(tiny_families.sana(tmp_path, DDIMScheduler()))
 
 
 def test_every_technique_runs(pair: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
+import tiny_families
 import torch
 from agreement import SIZES, Case, agree, every_technique, opened, relative
 from sfumato.pipelines.errors import BadWeights
@@ -18,44 +18,7 @@ ENCODERS = {"clip": "text_encoder", "clip 2": "text_encoder_2", "t5": "text_enco
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-
-    torch.manual_seed(0)
-    net = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=16,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=72,
-        caption_projection_dim=16,
-        pooled_projection_dim=56,
-        out_channels=16,
-        pos_embed_max_size=16,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-    )
-    parts = {
-        "transformer": tiny_models.stirred(net),
-        "vae": tiny_models.vae(AutoencoderKL),
-        "text_encoder": clip(24),
-        "text_encoder_2": clip(32),
-        "text_encoder_3": tiny_models.t5(72),
-        "tokenizer": tiny_models.tokenizer(77),
-        "tokenizer_2": tiny_models.tokenizer(77),
-        "tokenizer_3": tiny_models.t5_tokenizer(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-    }
-    return tiny_models.save(tmp_path_factory.mktemp("sd3") / "whole", "StableDiffusion3Pipeline", parts)
-
-
-def clip(width: int) -> torch.nn.Module:
-    from transformers import CLIPTextModelWithProjection
-
-    config = tiny_models.clip_text(width, 77).config
-    config.projection_dim = width
-    return CLIPTextModelWithProjection(config)
+    return tiny_families.sd3(tmp_path_factory.mktemp("sd3") / "whole")
 
 
 def without(folder: Path, *names: str) -> Path:

@@ -18,6 +18,7 @@ from . import reuse
 from .builder import build, find
 from .chosen import Technique
 from .converting import EXCHANGING, busy, check_converts, converted, converts_of
+from .devices import check_device
 from .faults import refuse
 from .late_loras import late
 from .pictures import own_size
@@ -47,10 +48,7 @@ def on_device(request: R, device: str = "auto") -> R:
     device = device if request.device == "auto" else request.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise refuse(
-            "device", device, "is not there (torch sees no GPU); leave --device out, or see `sfumato doctor`"
-        )
+    check_device(device)
     dtype = request.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
@@ -77,8 +75,8 @@ def open_for(request: R, shelf: Shelf, spare: tuple[Technique, ...] = ()) -> Ope
     asked, (request, told) = request, _convertible(request, weights, now, spare)
     left = tuple(technique for technique in asked.techniques if technique not in request.techniques)
     converts = converts_of(request)
-    # weights are converted in memory, and offloaded after (`easing.place`)
-    held = 0 if converts else int((request.offload or 0.0) * GB)
+    # weights are changed in memory, by converts or a bridge's LoRAs, and offloaded after (`easing.place`)
+    held = 0 if converts or request.bridge else int((request.offload or 0.0) * GB)
 
     def make() -> Model:
         opened: Model = open_model(place.place, dtype=dtype, device=device, parts=beside, offload=held)

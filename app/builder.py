@@ -14,6 +14,10 @@ from ..pipelines.errors import BadInput
 from .catalogue import Entry, techniques
 from .chosen import Technique
 from .faults import nearest, refuse, unknown, validation_sentences
+from .requests import Request
+
+MEASURED = {"seen": "what the layers are given", "sensitivity": "how much each layer matters"}
+"""Settings that only a run of the model can tell."""
 
 
 def find(technique: Technique, kind: str | None, field: str) -> Entry:
@@ -34,19 +38,47 @@ def by_name(kind: str | None) -> dict[str, Entry]:
     return {name: e.called(name) for e in techniques(kind).values() for name in (e.id, *e.aliases)}
 
 
-def build(technique: Technique, *, kind: str | None = None, field: str = "techniques") -> Any:
-    """The technique itself. Settings are converted to their declared types; the rest keep their defaults."""
+def named(technique: Technique, kind: str | None, field: str) -> Entry:
+    """The entry, if all settings given are its own, and all are given that it can't do without."""
     entry = find(technique, kind, field)
-    public = getattr(importlib.import_module(entry.module), entry.name)
-    if not isinstance(public, type):
-        if technique.settings:
-            raise refuse(field, str(technique), f"has settings, but {entry.id} takes none; leave them out")
-        return public
-    given = settings(entry, public, technique, field)
-    needed = [s.name for s in entry.settings if s.default is ... and s.name not in given]
+    known = [setting.name for setting in entry.settings]
+    if technique.settings and not known:
+        raise refuse(field, str(technique), f"has settings, but {entry.id} takes none; leave them out")
+    for name in technique.settings:
+        if name not in known:
+            told = f"is no setting; {nearest(name, known)}known are {', '.join(known)}"
+            raise refuse(field, f"{entry.id}:{name}", told)
+    needed = [s.name for s in entry.settings if s.default is ... and s.name not in technique.settings]
+    measured = [name for name in needed if name in MEASURED]
+    if measured:
+        why = f"needs {measured[0]}, which only a run of the model tells"
+        raise refuse(field, entry.id, f"{why}: it is a method of `sfumato models quantize`")
     if needed:
         raise refuse(field, entry.id, f"needs {', '.join(needed)}; write {entry.id}:{needed[0]}=...")
+    return entry
+
+
+def check_named(request: Request) -> None:
+    """Refuse techniques of a request that nobody can run, without importing one."""
+    for field, value in request:
+        for technique in value if isinstance(value, tuple) else (value,):
+            if isinstance(technique, Technique):
+                named(technique, kind_of(field), field)
+
+
+def kind_of(field: str) -> str | None:
+    """Of the techniques that a request's field takes."""
+    return field if field in ("sampler", "schedule") else None
+
+
+def build(technique: Technique, *, kind: str | None = None, field: str = "techniques") -> Any:
+    """The technique itself. Settings are converted to their declared types; the rest keep their defaults."""
+    entry = named(technique, kind, field)
+    public = getattr(importlib.import_module(entry.module), entry.name)
+    if not isinstance(public, type):
+        return public
     make: Any = public
+    given = settings(entry, public, technique, field)
     try:
         return make(**given)
     except ValueError as error:

@@ -1,11 +1,12 @@
-"""Values of request fields that have a spelling of their own: techniques and LoRAs."""
+"""Values of request fields that have a spelling of their own: techniques, LoRAs and devices."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..pipelines.prompts import MOST_WEIGHT
 
@@ -13,7 +14,7 @@ from ..pipelines.prompts import MOST_WEIGHT
 class Technique(BaseModel):
     """A technique by its catalogue id, with the settings that differ from its defaults.
 
-    Accepts `apg`, `apg:scale=7,momentum=-0.5`, or {"id": "apg", "settings": {"scale": 7}}.
+    Accepts `cfg`, `cfg:scale=7`, or {"id": "cfg", "settings": {"scale": 7}}.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,13 +40,13 @@ def parse_technique(text: str) -> dict[str, Any]:
     """`NAME:key=value,key=value` to {"id", "settings"}. Values are JSON where possible, else text."""
     name, _, rest = text.strip().partition(":")
     if not name:
-        raise ValueError("needs a technique's name, as in apg:scale=7")
+        raise ValueError("needs a technique's name, as in cfg:scale=7")
     settings: dict[str, Any] = {}
     for item in _split(rest):
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise ValueError(f"{item!r} is not key=value, as in apg:scale=7")
+            raise ValueError(f"{item!r} is not key=value, as in cfg:scale=7")
         if key in settings:
             raise ValueError(f"{key!r} is given twice")
         settings[key] = _value(value.strip())
@@ -74,6 +75,16 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", text) is None:
+        raise ValueError(f"{text[:60]!r} is no device; write auto, cpu, cuda, cuda:1, mps or xpu")
+    return text
+
+
+Device = Annotated[str, AfterValidator(_device)]
+"""Well written; whether this machine has it is looked up where it is used."""
 
 
 class LoraChoice(BaseModel):

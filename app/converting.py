@@ -28,6 +28,8 @@ FLOAT_ONLY = ("int8", "winograd", "products", "w8a8", "fused-qkv")
 """After these a LoRA finds no weights to act on."""
 EXCHANGING = ("weights", "convolutions", "products", "projections")
 """Slots of converts that do nothing but exchange plain layers."""
+MOVING = "placement"
+"""Slot of converts by which weights come and go."""
 PACKED = "the layers of this model are packed already"
 PLAINER = {
     "int8": "int8 computes by oneDNN, without tiles and fused norms",
@@ -85,8 +87,9 @@ def converted(model: Model, converts: Iterable[Technique]) -> Model:
     """The model, its network changed in place; Winograd's convolutions in the codec too."""
     net, idle = model.denoise.net, list[str]()
     packed = any(isinstance(layer, QuantLinear | QuantConv2d) for layer in net.modules())
-    for technique in converts:
-        convert = build(technique)
+    made = [(technique, build(technique)) for technique in converts]
+    made.sort(key=lambda one: one[1].slot == MOVING)  # weights that come and go can't be changed any more
+    for technique, convert in made:
         if isinstance(convert, Compile) and convert.backend == "ahead":
             convert = replace(convert, store=own_store())
         nets = [net]

@@ -30,6 +30,7 @@ from .output import FORMATS
 from .pictures import framed, show, size_note
 from .planning import Estimate, plan_notes, plan_told
 from .requests import GenerateRequest
+from .sharing import Parallel, check_asked, check_shared
 from .weighing import Weights
 from .words import Words, words_of
 from .work import Artifact, Outcome, Work
@@ -129,14 +130,20 @@ def prepare(
     words_for: Callable[[GenerateRequest], tuple[Words, ...]] = words_of,
     adapters_for: Callable[[GenerateRequest, Model, tuple[Words, ...]], Adapters] = put_on,
     timed: bool = False,
+    parallel: Parallel | None = None,
 ) -> Run:
     """Open the model, fill in what was left open, build the techniques; refuse what can't be done or won't fit."""
     work.phase("load")
-    model, request, told, weights, early = opened(framed(request), work.shelf, work.device)
+    if parallel is not None:
+        check_asked(parallel, request)
+    cut = parallel is not None and parallel.ulysses > 1
+    model, request, told, weights, early = opened(framed(request), work.shelf, work.device, cut=cut)
     asked = resolve(request, model)
     request, found, weights = fitted(asked, model, weights, work.shelf, lightened=early, timed=timed)
     place(model, request)
     pipe, pictures = built(lambda: show(assemble(request, model), request))
+    if parallel is not None:
+        check_shared(parallel, request, pipe)
     words = words_for(request)
     check_loras(request.techniques, words)
     adapters = adapters_for(request, model, words)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .builder import check_named
 from .console import Console, table
 from .deletion_commands import jobs_delete, jobs_gc
 from .faults import DONE, FAILED, INTERRUPTED, refuse, unknown
@@ -52,6 +53,7 @@ def submitter(request: type[Request]) -> Callable[..., None]:
         from .jobs import control
 
         found = make_request(request, gathered(request, values, config, console))
+        check_named(found)
         store = _store()
         id = store.submit(found, priority=priority)
         if paused:

@@ -12,7 +12,7 @@ class Facts(NamedTuple):
     """What the choice depends on. A text is half a sentence about what is lacking; None where nothing is."""
 
     device: str
-    """cpu or cuda."""
+    """cpu, cuda, mps or xpu."""
     dtype: str
     capability: tuple[int, int] = (0, 0)
     """Of an NVIDIA GPU; (0, 0) for others."""
@@ -128,13 +128,18 @@ LEVELS: Mapping[str, Mapping[str, tuple[tuple[Part, ...], ...]]] = {
 
 `fast` also reuses steps, which is decided where the model is known.
 """
+REUSING = "fast"
 
 
 def choice(level: str, facts: Facts) -> Choice:
     """The techniques of a level, and what is left out and why."""
+    nothing = "nothing but the reuse of steps" if level == REUSING else "nothing"
+    if facts.device not in LEVELS:
+        here = " and ".join(LEVELS)
+        return Choice((), (f"{level} has {nothing} for {facts.device} yet; it is for {here}",))
     if facts.device == "cpu" and facts.dtype != "float32":
-        told = f"{level} has nothing for {facts.dtype} on cpu yet; it is for float32 on a processor, and for GPUs"
-        return Choice((), (told,))
+        where = "it is for float32 on a processor, and for GPUs"
+        return Choice((), (f"{level} has {nothing} for {facts.dtype} on cpu yet; {where}",))
     taken: list[str] = []
     notes: dict[str, None] = {}
     for parts in LEVELS[facts.device][level]:

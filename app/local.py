@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .generation import Run
+    from .sharing import Parallel
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,14 @@ def preview_path(path: Path) -> Path:
 
 
 def generate_images(
-    request: GenerateRequest, console: Console, choices: Choices, *, dry_run: bool = False
+    request: GenerateRequest,
+    console: Console,
+    choices: Choices,
+    *,
+    dry_run: bool = False,
+    parallel: Parallel | None = None,
 ) -> int:
-    """Make and save all images of a request. With `dry_run` only tell what would be done."""
+    """Make and save all images of a request. With `dry_run` only tell what would be done, here or by `parallel`."""
     from .assembly import plan
     from .generation import prepare
 
@@ -135,7 +141,7 @@ def generate_images(
         choices.output is None or choices.output.endswith("/") or Path(choices.output).expanduser().is_dir()
     )
     suffix = ".png" if folder else Path(str(choices.output)).suffix.lower()
-    run = prepare(request, work, suffix=suffix, timed=dry_run)
+    run = prepare(request, work, suffix=suffix, timed=dry_run, parallel=parallel)
     work.paths = tuple(image_paths(choices.output, request.count, make=not dry_run))
     if dry_run:
         assert run.estimate is not None

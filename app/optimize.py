@@ -13,11 +13,12 @@ from ..pipelines.errors import BadInput, NoSite
 from ..pipelines.protocols import Model
 from . import reuse
 from .assembly import on_device, open_for, open_scale
-from .builder import slot_of
+from .builder import find, slot_of
 from .chosen import Technique
-from .converting import PACKED, names_loras
-from .levels import Facts, choice
+from .converting import MOVING, PACKED, names_loras
+from .levels import REUSING, Facts, choice
 from .requests import SamplingRequest
+from .sharing import NO_PATCHES
 from .shelf import Shelf
 from .weighing import Weights
 
@@ -40,10 +41,10 @@ class Opened(NamedTuple, Generic[R]):
     """What was planned down before it was opened."""
 
 
-def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
-    """`device` is what `auto` means."""
+def opened(request: R, shelf: Shelf, device: str = "auto", *, cut: bool = False) -> Opened[R]:
+    """`device` is what `auto` means. `cut`: tokens are shared out over processes, so levels go without patches."""
     given = on_device(request, device)
-    asked, notes = settled(given)
+    asked, notes = settled(given, cut=cut)
     spare = tuple(technique for technique in asked.techniques if technique not in given.techniques)
     try:
         model, request, weights, lightened, left = open_for(asked, shelf, spare)
@@ -57,13 +58,14 @@ def opened(request: R, shelf: Shelf, device: str = "auto") -> Opened[R]:
         model, request, weights, lightened, left = open_for(asked, shelf, spare)
     idle = [t.id for t in asked.techniques if t not in (*request.techniques, *left)]
     notes = (*notes, *(f"optimize: {name} is left out: {PACKED}" for name in idle))
-    if given.optimize == "fast":
-        request, more = reused(request, model)
+    if given.optimize == REUSING:
+        none = f"optimize: nothing is reused across steps: {NO_PATCHES}"
+        request, more = (request, (none,)) if cut else reused(request, model)
         notes = (*notes, *more)
     return Opened(model, request, notes, weights, lightened)
 
 
-def settled(request: R) -> tuple[R, tuple[str, ...]]:
+def settled(request: R, *, cut: bool = False) -> tuple[R, tuple[str, ...]]:
     """The level as techniques, by which the picture can be made again; and what the user should know.
 
     Device and dtype must be settled. Techniques that the user chose stay; ours make way for them.
@@ -75,6 +77,9 @@ def settled(request: R) -> tuple[R, tuple[str, ...]]:
     chosen = list(request.techniques)
     taken = {slot for technique in chosen if (slot := slot_of(technique)) is not None}
     for technique in (Technique.model_validate(name) for name in names):
+        if cut and find(technique, None, "techniques").kind == "patch":
+            notes.append(f"optimize: {technique.id} is left out: {NO_PATCHES}")
+            continue
         if slot_of(technique) in taken:
             place = f"another technique has its place, {slot_of(technique)}"
             notes.append(f"optimize: {technique.id} is left out: {place}")
@@ -98,7 +103,7 @@ def facts(request: SamplingRequest) -> Facts:
         int8=int8() if device == "cpu" else None,
         loras=names_loras(request),
         projections=bool(used & set(PROJECTIONS)),
-        offload=bool(request.offload),
+        offload=bool(request.offload) or MOVING in {slot_of(technique) for technique in request.techniques},
     )
 
 
@@ -108,8 +113,8 @@ def reused(request: R, model: Model) -> tuple[R, tuple[str, ...]]:
         return request, ()
     name, notes = request.model, tuple[str, ...]()
     if reuse.measured(name) is None and (stand_in := reuse.like(model)) is not None:
-        told = f"what reuse costs on {name} was not measured (`sfumato train reuse {name}` does); taken is what loses"
-        name, notes = stand_in, (f"optimize: {told} no more than {ALLOWED:.0%} on {stand_in}",)
+        told = f"{reuse.unmeasured(name)}; taken is what loses no more than {ALLOWED:.0%} on {stand_in}"
+        name, notes = stand_in, (f"optimize: {told}",)
     try:
         steps = request.steps or model.defaults.steps
         chosen = reuse.chosen(ALLOWED, name, steps, open_scale(request, model))

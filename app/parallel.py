@@ -14,54 +14,21 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..pipelines.parallel.group import Shape
 from .console import Console, complain
-from .faults import FAILED, INTERRUPTED, refuse
+from .faults import FAILED, INTERRUPTED
 from .jobs.supervisor import end_with_parent
 from .local import Choices
 from .output import check_output, image_paths
 from .requests import GenerateRequest, settled
+from .sharing import Parallel, check_asked
 
 GRACE = 5.0
 """Seconds that the others have to end by themselves, once one has failed."""
-KEYS = {"cfg": "branches", "ulysses": "sequence"}
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """How many processes, and how long one waits for another."""
-
-    cfg: int = 1
-    ulysses: int = 1
-    timeout: float = 600.0
-    """Seconds for any one exchange, 1 and up."""
-
-    @classmethod
-    def read(cls, text: str) -> Parallel:
-        """From `cfg=2,ulysses=2,timeout=60`."""
-        found: dict[str, Any] = {}
-        for part in text.split(","):
-            key, _, value = (piece.strip() for piece in part.partition("="))
-            if key not in (*KEYS, "timeout") or key in found or not value.isdecimal() or int(value) < 1:
-                raise refuse(
-                    "parallel", text, "is not KEY=N[,...]; write cfg=2, ulysses=4 or cfg=2,ulysses=2"
-                )
-            found[key] = int(value)
-        parallel = cls(**found)
-        _ = parallel.shape  # which checks the numbers
-        return parallel
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(self.cfg, self.ulysses)
-
-    def __str__(self) -> str:
-        return ",".join(f"{key}={value}" for key in KEYS if (value := asdict(self)[key]) > 1)
 
 
 def make_together(
@@ -72,18 +39,10 @@ def make_together(
     parallel: Parallel,
 ) -> int:
     """Make and save all images of a request, or go on with an interrupted run."""
-    from .late_loras import late
-
     paths: list[Path] = []
     if request is not None:
-        if ":" in request.device:
-            raise refuse("device", request.device, "is one device; with --parallel give cuda, cpu or auto")
+        check_asked(parallel, request)
         check_output(choices.output, make=True)
-        patch = late(request)
-        if patch is not None and patch.at is None:
-            raise refuse(
-                "techniques", "swiftdiffusion:at=null", "lets each process choose its own step; give at=3"
-            )
         request = settled(request)  # all processes must draw the same noise
         paths = image_paths(choices.output, request.count)
     job = {

@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 
-from ..pipelines.guidance.cfg import Cfg
-from ..pipelines.guidance.none import none
 from ..pipelines.parallel.branches import spread
 from ..pipelines.parallel.group import Group, Lost, joined
 from ..pipelines.parallel.ulysses import Ulysses
@@ -29,8 +27,8 @@ from .faults import DEFECTS, FAILED, INTERRUPTED, describe, refuse
 from .generation import Run, prepare, sample
 from .interruption import earlier_checkpoint, read_checkpoint, strange
 from .local import Choices, LocalWork, finish, taken_up
-from .parallel import Parallel
 from .requests import GenerateRequest
+from .sharing import Parallel, check_gpus
 
 FOLLOWER = Console(quiet=True)
 
@@ -92,7 +90,7 @@ def take_part(home: Path, rank: int, job: Mapping[str, Any]) -> int:
     settle_device(device, rank, parallel)
     with joined(rank, parallel.shape, home / "meeting", device=device, timeout=parallel.timeout) as group:
         shared = SharedWork(console, work.choices, work.paths, earlier=work.earlier, group=group)
-        run = prepare(request, shared, suffix=work.paths[0].suffix.lower())
+        run = prepare(request, shared, suffix=work.paths[0].suffix.lower(), parallel=parallel)
         if job["resume"] is not None:
             why = strange(run, read_checkpoint(job["resume"])[1])
             if why is not None:
@@ -106,9 +104,7 @@ def settle_device(device: str, rank: int, parallel: Parallel) -> None:
     """This process's own GPU, or its share of the processor's cores."""
     size = parallel.shape.size
     if device.startswith("cuda"):
-        there = torch.cuda.device_count()
-        if there < size:
-            raise refuse("parallel", str(parallel), f"needs {size} GPUs, there are {there}; ask for fewer")
+        check_gpus(parallel)
         torch.cuda.set_device(rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
@@ -118,18 +114,9 @@ def divided(run: Run, group: Group, parallel: Parallel) -> Run:
     """The run with its guidance and its tokens shared out."""
     pipe = run.pipe
     if parallel.cfg > 1:
-        if pipe.guidance is None or pipe.guidance == Cfg(1.0) or pipe.guidance is none:
-            raise refuse(
-                "parallel",
-                str(parallel),
-                "has nothing to spread: without guidance there is one condition; "
-                "use ulysses, or --guidance above 1",
-            )
         pipe = replace(pipe, model=spread(run.model, group.branches))
     if parallel.ulysses > 1:
-        patch = Ulysses(group.sequence)
-        patch.check(run.model.denoise.net, pipe.patches)
-        pipe = replace(pipe, patches=(*pipe.patches, patch))
+        pipe = replace(pipe, patches=(*pipe.patches, Ulysses(group.sequence)))
     return replace(run, pipe=pipe, together=str(parallel))
 
 

@@ -10,16 +10,13 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .builder import by_name, settings
+from .builder import MEASURED, by_name, settings
 from .catalogue import Entry, techniques
 from .chosen import Technique
 from .faults import refuse, unknown
 
 if TYPE_CHECKING:
     from ..pipelines.protocols import Convert
-
-MEASURED = {"seen": "what the layers are given", "sensitivity": "how much each layer matters"}
-"""Settings that only a run of the model can tell."""
 
 
 class Method(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .chosen import LoraChoice, Technique
+from .chosen import Device, LoraChoice, Technique
 
 SEED_LIMIT = 2**63 - 1
 FOR_RANDOM = 2**32
@@ -230,7 +230,7 @@ class SamplingRequest(Request):
         "how pictures leave the latents: whole; in stripes (same picture, half the memory); in blended tiles",
         group="advanced",
     )
-    device: str = field(
+    device: Device = field(
         "auto", "auto, cpu, cuda, cuda:1, mps or xpu; auto is a GPU if there is one", group="advanced"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(

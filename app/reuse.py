@@ -17,6 +17,7 @@ from .chosen import Technique
 from .faults import refuse
 from .registry import locate
 
+BY_HAND = "choose a technique yourself: `sfumato techniques --kind patch`"
 AND = " + "
 """Between the techniques of one way."""
 BLOCKS = (
@@ -74,12 +75,7 @@ def chosen(allowed: float, name: str, steps: int, scale: float | None) -> tuple[
     """
     found = measured(name)
     if found is None:
-        raise refuse(
-            "reuse",
-            str(allowed),
-            f"nobody has measured what reuse costs on {name}; measure it with `sfumato train reuse {name}`, or choose "
-            "a technique yourself: `sfumato techniques --kind patch`",
-        )
+        raise refuse("reuse", str(allowed), f"{unmeasured(name)}, or {BY_HAND}")
     if steps < found.steps:
         raise refuse(
             "reuse",
@@ -91,11 +87,18 @@ def chosen(allowed: float, name: str, steps: int, scale: float | None) -> tuple[
         found = replace(found, points=kept)
     point = found.pick(allowed)
     if point is None:
-        least = min((p.loss for p in found.points), default=1.0)
-        raise refuse(
-            "reuse", str(allowed), f"is less than the least that can be lost for a gain, {least:.3g}"
-        )
+        gaining = [p.loss for p in found.points if p.time < 1]
+        least = f"is less than the least that can be lost for a gain, {min(gaining, default=0.0):.3g}"
+        none = f"gains nothing: of the ways that were measured on {name} none is faster; {BY_HAND}"
+        raise refuse("reuse", str(allowed), least if gaining else none)
     return tuple(_scaled(technique, scale) for technique in parsed(point.technique))
+
+
+def unmeasured(name: str) -> str:
+    """Why there are no numbers, and what to do about it."""
+    if find_model(locate(name).place).is_file():
+        return f"what reuse costs is kept in a model's folder, and {name} is a single file; take a folder"
+    return f"nobody has measured what reuse costs on {name}; measure it with `sfumato train reuse {name}`"
 
 
 def measured(name: str) -> ReuseCurve | None:

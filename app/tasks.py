@@ -88,11 +88,12 @@ def together(function: Callable[..., int | None]) -> Callable[..., int | None]:
     def command(values: dict[str, Any], console: Console, *, parallel: Several = None, **given: Any) -> Any:
         if parallel is None:
             return function(values, console, **given)
-        from .local import Choices
-        from .parallel import Parallel, make_together
+        from .local import Choices, generate_images
+        from .parallel import make_together
+        from .sharing import Parallel
 
         shape = Parallel.read(parallel)
-        if shape.shape.size == 1 or given["dry_run"]:
+        if shape.shape.size == 1:
             return function(values, console, **given)
         choices = Choices(_output(given["output"]), given["preview_every"], given["sidecar"])
         resume, request = given["resume"], None
@@ -100,6 +101,8 @@ def together(function: Callable[..., int | None]) -> Callable[..., int | None]:
             request = make_request(
                 GenerateRequest, gathered(GenerateRequest, values, given["config"], console)
             )
+            if given["dry_run"]:
+                return generate_images(request, console, choices, dry_run=True, parallel=shape)
         return make_together(request, resume, console, choices, shape)
 
     own = inspect.signature(function, eval_str=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...pipelines.stopping import Stopped, stoppable
+from ..devices import devices_here
 from ..faults import DEFECTS, Failure, describe, os_sentence
 from ..settings import make_request
 from ..shelf import Shelf
@@ -172,14 +173,6 @@ def _folder_of(found: Claim) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-
-
-def devices_here() -> list[str]:
-    """Devices that this machine has, the best first."""
-    import torch
-
-    found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def settle(device: str) -> tuple[str, tuple[str, ...]]:

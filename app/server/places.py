@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from ...pipelines.doors import hub
 from ...pipelines.errors import SfumatoError
-from ..builder import find
+from ..builder import kind_of, named
 from ..chosen import LoraChoice, Technique
 from ..faults import nearest, refuse
 from ..inspection import INDEX, MODELS
@@ -123,14 +123,9 @@ class Places:
 
     def technique(self, technique: Technique, field: str) -> Technique:
         """A technique of the catalogue; texts among its settings are words or places."""
-        entry = find(technique, field if field in ("sampler", "schedule") else None, field)
-        known = [setting.name for setting in entry.settings]
+        entry = named(technique, kind_of(field), field)
         settings = {}
         for name, value in technique.settings.items():
-            if name not in known:
-                told = ", ".join(known) or "none"
-                remedy = f"is no setting; {nearest(name, known)}known are {told}"
-                raise refuse(field, f"{entry.id}:{name}", remedy)
             place = f"{field}: {entry.id}:{name}"
             opened = self.within(value) if isinstance(value, str) and _is_sound(value) else None
             settings[name] = str(opened) if opened is not None else self.harmless(value, place)

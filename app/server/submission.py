@@ -14,6 +14,7 @@ from fastapi import Depends, Header
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException
 
+from ..devices import check_device
 from ..faults import refuse
 from ..jobs.store import Store, row_of
 from ..requests import Request
@@ -67,6 +68,8 @@ class Intake(NamedTuple):
         if desk.draining:
             raise HTTPException(503, "server: is stopping; submit again soon", {"Retry-After": "10"})
         asked = [request.task, request.model_dump(mode="json"), priority, paused]
+        if desk.serving.runner and desk.serving.engine == "local":
+            check_device(str(dict(request).get("device", "auto")))
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         store, folder = desk.store, desk.places.folder()
         row = row_of(desk.places.admitted(request, store))

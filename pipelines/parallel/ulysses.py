@@ -16,7 +16,7 @@ process, so results agree within rounding, not to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,35 +25,31 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import Block, stacks
-from ..errors import BadInput, NoSite
+from ..errors import NoSite
 from ..sites import Attend, Layer, attention, calls, inputs
 from .group import Team
 from .ring import ring
 from .tokens import CROSS, PICTURE, SIDES, TEXT, Cut, shares
 
 
+def check_cut(net: nn.Module) -> None:
+    """Refuse networks that can't be cut."""
+    for stack in stacks(net):
+        for block in stack:
+            kind = type(block.module).__name__
+            if kind not in SIDES:
+                raise NoSite(f"the tokens of {kind} can't be cut over processes; use cfg in place of ulysses")
+
+
 @dataclass(frozen=True)
 class Ulysses:
-    """A patch: the tokens of every condition are shared out over the team."""
+    """A patch: the tokens of every condition are shared out over the team. Others would see a part of the tokens."""
 
     team: Team
 
-    def check(self, net: nn.Module, others: Sequence[object] = ()) -> None:
-        """Refuse networks that can't be cut, and patches beside this one, which would see a part of the tokens."""
-        if others:
-            names = ", ".join(type(other).__name__ for other in others)
-            raise BadInput("parallel", f"parallel: ulysses leaves no room for other patches; drop {names}")
-        for stack in stacks(net):
-            for block in stack:
-                kind = type(block.module).__name__
-                if kind not in SIDES:
-                    raise NoSite(
-                        f"the tokens of {kind} can't be cut over processes; use cfg in place of ulysses"
-                    )
-
     @contextmanager
     def __call__(self, net: nn.Module) -> Iterator[None]:
-        self.check(net)
+        check_cut(net)
         with ExitStack() as stack:
             for blocks in stacks(net):
                 region = _Region(self.team, blocks)

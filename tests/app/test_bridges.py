@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sfumato.pipelines.bridges import WEIGHTS, open_bridge, with_bridge
+from sfumato.pipelines.bridges import LORAS, WEIGHTS, open_bridge, with_bridge
 from sfumato.pipelines.loading import open_model
 from sfumato.pipelines.text_to_image import TextToImage
 from tiny_bridges import bridge_folder
@@ -33,6 +33,18 @@ def test_another_bridge_is_noticed(generate, sfumato, own_folder) -> None:
     save_file({name: torch.zeros_like(w) for name, w in load_file(file).items()}, file)
     said = sfumato("replay", "a.png", "--check")
     assert said.code != 0 and "weights" in said.err
+
+
+def test_a_bridge_with_loras_and_weights_that_come_and_go(generate, own_folder) -> None:
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.weight"
+    factors = {name.format("A"): torch.ones(4, 16), name.format("B"): torch.ones(16, 4)}
+    assert generate("x", "--bridge", "bridge", "--seed", "3", "-o", "plain.png").code == 0
+    save_file(factors, own_folder / "bridge" / LORAS)
+    for file, given in (("held.png", ()), ("moved.png", ("--offload", "0.004"))):
+        said = generate("x", "--bridge", "bridge", "--seed", "3", *given, "-o", file)
+        assert said.code == 0, said.err
+    plain, held, moved = (Image.open(f"{file}.png").tobytes() for file in ("plain", "held", "moved"))
+    assert plain != held == moved
 
 
 def test_refused(generate, own_folder) -> None:

@@ -41,6 +41,7 @@ COMPILED = "compile:sizes=seen"
         ("exact", Facts("cpu", "float32", loras=True), ("attention:backend=native",)),
         ("small", Facts("cpu", "float32", loras=True), ("weight-only",)),
         ("exact", Facts("cpu", "bfloat16"), ()),
+        ("exact", Facts("mps", "float32"), ()),
     ],
 )
 def test_what_is_taken(level: str, facts: Facts, taken: tuple[str, ...]) -> None:
@@ -66,6 +67,9 @@ def test_nothing_is_said_where_nothing_is_lacking(level: str) -> None:
         ("exact", HOPPER._replace(offload=True), "weights come and go"),
         ("balanced", Facts("cpu", "float32", loras=True), "int8 is left out: LoRAs act on the weights that it changes"),
         ("balanced", Facts("cpu", "bfloat16"), "balanced has nothing for bfloat16 on cpu yet"),
+        ("fast", Facts("cpu", "bfloat16"), "fast has nothing but the reuse of steps for bfloat16 on cpu yet"),
+        ("exact", Facts("xpu", "float32"), "exact has nothing for xpu yet; it is for cpu and cuda"),
+        ("fast", Facts("mps", "float32"), "fast has nothing but the reuse of steps for mps yet"),
     ],
 )  # fmt: skip
 def test_what_is_said(level: str, facts: Facts, told: str) -> None:

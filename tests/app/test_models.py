@@ -262,3 +262,5 @@ def test_single_files_on_the_command_line(sfumato, single, tiny):
     said = sfumato("generate", "x", "-m", single, "--size", "64", "--steps", "1")
     assert "holds no tokenizer; give --parts FOLDER" in sentence(said)
     assert "leave --parts out" in sentence(sfumato("generate", "x", "-m", tiny, "--parts", tiny))
+    said = sfumato("generate", "x", "-m", single, "--parts", tiny, "--size", "64", "--reuse", "0.1")
+    assert "is a single file; take a folder, or choose a technique yourself" in sentence(said)

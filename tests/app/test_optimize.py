@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sfumato.app.levels import Facts, choice
-from sfumato.app.optimize import opened
+from sfumato.app.optimize import facts, opened
 from sfumato.app.requests import GenerateRequest
 from sfumato.app.shelf import Shelf
 from sfumato.kernels.native.around import available
@@ -183,6 +183,39 @@ def test_a_level_that_has_nothing_for_a_device_says_so(sfumato: Any, tiny: Path)
         "generate", *ASK, "-m", tiny, "--optimize", "balanced", "--dtype", "bfloat16", "-o", "a.png"
     )
     assert said.code == 0 and "balanced has nothing for bfloat16 on cpu yet" in said.err
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("typo", "'typo' is no device; write auto, cpu, cuda, cuda:1, mps or xpu"),
+        ("cpu:1", "'cpu:1' is no device"),
+        ("xpu:7", "'xpu:7' is not there (torch sees "),
+        ("cuda:99", "'cuda:99' is not there (torch sees "),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--optimize", "exact")])
+def test_a_device_that_is_not_there(
+    sfumato: Any, tiny: Path, device: str, told: str, more: tuple[str, ...]
+) -> None:
+    said = sfumato("generate", *ASK, "-m", tiny, "--device", device, *more, "-o", "a.png")
+    assert said.code == 2 and f"device: {told}" in said.err and said.err.count("\n") == 1, said.err
+
+
+@native
+@pytest.mark.parametrize("moved", ["superpipeline", "flash-offload"])
+@pytest.mark.parametrize("level", ["exact", "balanced"])
+def test_weights_come_and_go_after_a_level_has_changed_them(
+    sfumato: Any, tiny: Path, moved: str, level: str
+) -> None:
+    ask = ("generate", *ASK, "-m", tiny, "--optimize", level)
+    assert sfumato(*ask, "-o", "held.png").code == 0
+    said = sfumato(*ask, "-t", f"{moved}:budget=0.01", "-o", "moved.png")
+    assert said.code == 0, said.err
+    assert pixels("held.png") == pixels("moved.png")
+    asked = {"model": str(tiny), "device": "cpu", "dtype": "float32"}
+    request = GenerateRequest.model_validate(asked | {"techniques": [f"{moved}:budget=0.01"]})
+    assert facts(request).offload and not facts(GenerateRequest.model_validate(asked)).offload
 
 
 def test_what_is_refused(sfumato: Any, tiny: Path, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 from PIL import Image, ImageChops
-from sfumato.app.parallel import Parallel
 from sfumato.app.replay import read_record
+from sfumato.app.sharing import Parallel
+from sfumato.kernels.native.around import available
 from sfumato.pipelines.errors import BadInput
 
 ASK = ("--size", "64x64", "--seed", "1", "-p", "a cube", "-n", "a dog", "--device", "cpu")
@@ -110,6 +112,59 @@ def test_refused_once_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
     assert code == 2 and err.count("parallel: 'cfg=2' has nothing to spread") == 1
     code, _, err = ended(start("-m", tiny, "-o", "a.png", "--parallel", "ulysses=2"))
     assert code == 2 and err.count("has no site 'blocks'") == 1 and not Path("a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--parallel", "cfg=3"), "parallel: 'cfg=3' has only 2 conditions to spread; take cfg=2"),
+        (("--parallel", "cfg=2", "--guidance", "1"), "parallel: 'cfg=2' has nothing to spread"),
+        (("--parallel", "ulysses=2"), "has no site 'blocks'"),
+        (
+            ("--parallel", "ulysses=2", "-t", "deepcache", "-t", "attention"),
+            "parallel: 'ulysses=2' leaves no room for other patches; drop deepcache, attention",
+        ),
+        (
+            ("--parallel", "ulysses=2", "--reuse", "0.05"),
+            "reuse: 0.05 takes patches, for which --parallel ulysses leaves no room; leave --reuse out",
+        ),
+        (("--parallel", "cfg=2", "--device", "cuda:1"), "device: 'cuda:1' is one device"),
+        (("--parallel", "cfg=2", "-t", "swiftdiffusion:at=null"), "lets each process choose its own step"),
+    ],
+)
+def test_what_can_not_be_shared_is_refused_in_a_dry_run_too(
+    sfumato: Any, tiny: Path, given: tuple[str, ...], told: str
+) -> None:
+    said = sfumato("generate", *ASK[:-2], "-m", tiny, "--steps", "2", *given, "-o", "a.png", "--dry-run")
+    assert said.code == 2 and told in said.err and said.err.count("\n") == 1, said.err
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.flux(tmp_path_factory.mktemp("models") / "flux")
+
+
+@pytest.mark.skipif(available() is not None, reason=str(available()))
+def test_a_level_makes_way(sfumato: Any, flux: Path) -> None:
+    ask = ("generate", *ASK, "-m", flux, "--steps", "2", "--guidance", "3", "--optimize", "fast", "--json")
+    for key, taken in (
+        ("cfg=2", ["int8", "winograd", "int8-attention"]),
+        ("ulysses=2", ["int8", "winograd"]),
+    ):
+        said = sfumato(*ask, "--dry-run", "--parallel", key)
+        assert said.code == 0, said.err
+        assert [t["id"] for t in said.data["request"]["techniques"]] == taken
+    why = "--parallel ulysses leaves no room for other patches"
+    assert f"int8-attention is left out: {why}" in said.err
+    assert f"nothing is reused across steps: {why}" in said.err
+
+
+@pytest.mark.slow
+def test_a_level_by_several_is_that_of_one(sfumato: Any, flux: Path) -> None:
+    given = ("-m", flux, "--steps", "3", "--optimize", "exact")
+    assert sfumato("generate", *ASK, *given, "-o", "one.png").code == 0
+    code, _, err = ended(start(*given, "-o", "two.png", "--parallel", "ulysses=2"))
+    assert code == 0 and far("one.png", "two.png") <= 1, err
 
 
 @pytest.mark.parametrize("text", ["2", "cfg", "cfg=0", "cfg=2,cfg=2", "ring=2", "cfg=1.5", ""])

@@ -56,7 +56,14 @@ def test_what_the_dial_refuses(sfumato: Any, folder: Path) -> None:
     ReuseCurve(4, POINTS).write(folder)
     said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.005)
     assert said.code == 2 and "the least that can be lost for a gain, 0.01" in said.err
+    ReuseCurve(4, (*POINTS, Point("deepcache:interval=4", 0.0, 1.1))).write(folder)
+    said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.005)
+    assert said.code == 2 and "the least that can be lost for a gain, 0.01" in said.err, "slower is no gain"
+    ReuseCurve(4, (Point("deepcache:interval=4", 0.0, 1.1),)).write(folder)
+    said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.1)
+    assert said.code == 2 and "gains nothing: of the ways that were measured on" in said.err
     assert sfumato("generate", *ASK, "-m", folder, "--reuse", 1.5).code == 2
+    ReuseCurve(4, POINTS).write(folder)
     said = sfumato("generate", *ASK, "-m", folder, "--reuse", 0.5, "-t", "deepcache")
     assert said.code == 2 and "both need the slot 'block cache'" in said.err
 
@@ -98,7 +105,7 @@ def test_learning_a_table(sfumato: Any, tmp_path: Path) -> None:
     assert said.code == 0, said.err
     assert said.data["blocks"] == 2 and said.data["computed"] == 0.6667
     assert "trial 2: the final latents' error is -" in said.err
-    assert "1 pictures at 3 steps, 1 at once in 0." in said.err
+    assert "1 pictures at 3 steps, 1 at once in " in said.err
     (tmp_path / "a").mkdir()
     said = sfumato("train", "harmonica", folder, "-o", "a")
     assert said.code == 2 and "is a folder" in said.err

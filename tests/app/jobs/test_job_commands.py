@@ -47,6 +47,22 @@ def test_submit_list_show_search(sfumato, submit):
     assert [j["id"] for j in sfumato("jobs", "list", "--state", "queued", "--json").data["jobs"]] == ids[::-1]
 
 
+@pytest.mark.parametrize(
+    ("technique", "told"),
+    [
+        ("ulysses", "'ulysses' is not known"),
+        ("cfg:skale=3", "'cfg:skale' is no setting"),
+        ("ptq4dm", "which only a run of the model tells: it is a method of `sfumato models quantize`"),
+        ("mixdq", "which only a run of the model tells: it is a method of `sfumato models quantize`"),
+    ],
+)
+def test_techniques_that_nobody_can_run_are_refused_as_they_are_submitted(sfumato, technique, told):
+    for door in (("jobs", "submit", "generate"), ("generate",)):
+        said = sfumato(*door, "x", "-t", technique)
+        assert said.code == 2 and told in said.err and said.err.count("\n") == 1, said
+    assert sfumato("jobs", "list", "--json").data["jobs"] == []
+
+
 def test_steering(sfumato, submit):
     a, b = submit(), submit()
     assert sfumato("jobs", "pause", a).out == f"job {a}: paused\n"

@@ -91,6 +91,21 @@ def test_a_new_task_needs_nothing_here(client, running, wait_until):
             "did you mean 'ddim'",
         ),
         ({"task": "generate", "request": {"prompt": "x", "sampler": "ddim:q=1"}}, "sampler", "is no setting"),
+        (
+            {"task": "generate", "request": {"prompt": "x", "device": "/dev/sda"}},
+            "device",
+            "is no device; write",
+        ),
+        (
+            {"task": "generate", "request": {"prompt": "x", "techniques": ["ulysses"]}},
+            "techniques",
+            "'ulysses' is not known",
+        ),
+        (
+            {"task": "generate", "request": {"prompt": "x", "techniques": ["ptq4dm"]}},
+            "techniques",
+            "'ptq4dm' needs seen, which only a run of the model tells: it is a method of `sfumato models quantize`",
+        ),
         ({"task": "generate", "request": {"prompt": "\ud800"}}, "prompt", "valid text"),
         ({"task": "world", "request": {"prompt": "x"}, "priority": 10**9}, "priority", "at most 1000"),
         ([], "body", "body"),
@@ -102,6 +117,16 @@ def test_a_fault_is_one_sentence_with_its_field(client, body, field, sentence):
     error = said.json()["error"]
     assert sentence in error["message"] and error["param"] == field, error
     assert "\n" not in error["message"] and "Traceback" not in said.text
+
+
+def test_a_device_that_its_runner_has_not_is_refused(serve):
+    asked = {"task": "generate", "request": {"prompt": "x", "device": "xpu:7", "optimize": "exact"}}
+    with serve(runner=True).client() as client:
+        said = client.post("/v1/jobs", json=asked)
+        assert said.status_code == 422 and said.json()["error"]["param"] == "device", said.text
+        assert "device: 'xpu:7' is not there" in said.json()["error"]["message"]
+    with serve().client() as client:  # whose runner is another's
+        assert client.post("/v1/jobs", json=asked).status_code == 201
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,15 @@ def float32(x: Tensor) -> Tensor:
     """The same; anything else would be read beyond its end."""
     if x.dtype != torch.float32:
         raise TypeError(f"kernels in C++ are for float32, this tensor is {x.dtype}")
+    return graphless(x)
+
+
+def graphless(x: Tensor) -> Tensor:
+    """The same; one that asks for gradients would lose them."""
+    if x.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            "this kernel gives no gradients: call it under torch.no_grad, or take the plain network"
+        )
     return x
 
 

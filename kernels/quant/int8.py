@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..foretold import tell
+from ..native.around import graphless
 
 LEVELS = 255
 AT_ONCE = 1 << 20
@@ -99,6 +100,7 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B,...,I] float32 -> [B,...,O] float32."""
+        graphless(x)
         if self.known is None and len(x) > 1:
             return torch.cat([self(row) for row in x.split(1)])
         if x.is_meta:
@@ -131,7 +133,7 @@ class PackedConv:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B,I,H,W] float32 -> [B,O,h,w] float32, channels last."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = graphless(x).contiguous(memory_format=torch.channels_last)
         if self.known is None and len(x) > 1:
             return torch.cat([self(image) for image in x.split(1)])
         stride, padding, dilation, groups = self.geometry

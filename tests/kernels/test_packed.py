@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from sfumato.kernels.dense import dense
 from sfumato.kernels.native import around
 from sfumato.kernels.quant import int8
 from sfumato.kernels.quant.activations import Activation, activation_of
@@ -93,6 +94,23 @@ def test_products_in_8_bits(name: str, form: str, scale: Scale | None) -> None:
     assert untold(ours) == ours.rows * ours.count  # held twice
     once = ours.bfloat16()(x.bfloat16()).float()  # not through that product
     assert torch.allclose(once, wanted, atol=0.15)
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["linear", "conv", "strided"])
+def test_gradients_are_not_lost_silently(name: str) -> None:
+    layer, x = layers()[name], inputs(layers()[name])
+    forms = [
+        int8_layer(layer),
+        packed(layer, NAMED["int8"], NAMED["int8"].pack(matrix(layer)), Activation(8)),
+    ]
+    forms += [dense(layer)] if name == "linear" and around.available() is None else []
+    for form in forms:
+        assert form is not None
+        with pytest.raises(TypeError, match="gives no gradients"):
+            form(x.clone().requires_grad_(True))
+        with torch.no_grad():
+            assert not form(x.clone().requires_grad_(True)).requires_grad
 
 
 def test_activations() -> None:

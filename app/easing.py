@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from ..kernels.mapped import give_back
 from ..pipelines.errors import BadInput, SfumatoError
 from ..pipelines.placement import bring_back, offload_model
 from ..pipelines.protocols import Model
@@ -19,7 +20,6 @@ from ..pipelines.tiles import coded
 from .faults import Failure, OutOfMemory
 from .planning import GB, after_failure
 from .requests import SamplingRequest
-from .room import give_back
 from .work import Work
 
 if TYPE_CHECKING:

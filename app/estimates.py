@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ..kernels.mapped import give_back
 from ..pipelines.errors import SfumatoError
 from ..pipelines.families._common import Checkpoint
 from ..pipelines.protocols import Cond, Model, Patch
@@ -16,7 +17,7 @@ from .faults import refuse
 from .planning import GB, Estimate
 from .rates import rates, seconds
 from .requests import SamplingRequest
-from .room import Room, beside, give_back, room, unmapped
+from .room import Room, beside, room, unmapped
 from .weighing import Weights, weighed
 
 FIRST_CALLS = 32_000_000

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from ..kernels.mapped import give_back
 from ..pipelines.protocols import Model
 from .chosen import Technique
 from .converting import converts_of, names_loras
 from .faults import refuse
 from .requests import SamplingRequest
-from .room import Room, beside, give_back, room
+from .room import Room, beside, room
 from .weighing import Weights, weighed
 
 R = TypeVar("R", bound=SamplingRequest)

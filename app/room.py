@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import ctypes
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -46,12 +45,6 @@ def room(device: str) -> Room:
     held = psutil.Process().memory_info().rss
     free = min(psutil.virtual_memory().available, *(_limits(held)))
     return Room(held, held + int(max(0, free) * (1 - KEPT)))
-
-
-def give_back() -> None:
-    """What the allocator keeps of work that is done goes back to the system."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def _limits(held: int) -> list[int]:

@@ -97,6 +97,12 @@ def let_go(tensors: Iterable[Tensor]) -> None:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_DONTNEED)
 
 
+def give_back() -> None:
+    """What the allocator keeps of work that is done goes back to the system."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(ctypes.c_size_t(0))
+
+
 def _of_files() -> list[tuple[int, int]]:
     """The addresses at which files are mapped, in order; none where the system does not say."""
     try:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..kernels.mapped import give_back
 from ..kernels.quant.packed import Layer, QuantConv2d, QuantLinear, packable
 from .errors import BadInput, BadWeights, SfumatoError
 from .families._packed import blank
@@ -134,6 +135,7 @@ def _write(folder: Path, made: Path, part: str, kind: str, done: tuple[Convert, 
                 continue
             layers[name] = packed.spec()
             _add(writer, name, packed)
+            give_back()
             for key in ("weight", "bias"):
                 source.pop(f"{name}.{key}", None)
         for name, (file, entry) in source.items():

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from ...kernels.mapped import let_go
+from ...kernels.mapped import give_back, let_go
 from ...kernels.offload import offloaded
 from ...kernels.units import READERS, within
 
@@ -20,6 +20,10 @@ ENDS = (
 
 ASKING = ("ImageProjection", "TimestepEmbedder", "WanTimeTextImageEmbedding")
 """Classes of diffusers whose modules give their layers what the type of the layers' weights asks for."""
+
+
+LARGE = 1 << 20
+"""Bytes."""
 
 
 def on_processor(net: nn.Module, name: str) -> None:
@@ -54,6 +58,8 @@ def exchange(net: nn.Module, name: str, new: nn.Module) -> None:
     setattr(net.get_submodule(parent), child, new.train(old.training))
     kept = {weight.data_ptr() for weight in new.parameters()}
     let_go(weight for weight in old.parameters(recurse=False) if weight.data_ptr() not in kept)
+    if sum(weight.nbytes for weight in old.parameters(recurse=False)) >= LARGE:
+        give_back()  # gaps of a heap in which layers come and go
 
 
 def replaced(

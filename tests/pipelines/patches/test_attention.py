@@ -136,7 +136,6 @@ def test_what_is_not_taken_with_its_norm_and_positions_is_computed_as_it_was(
     model = opened("flux")
     plain, net = called(model), model.denoise.net
     assert torch.equal(called(model, Attention("triton-int8 here", smallest=10**6)), plain)
-    assert torch.equal(called(model, Attention("triton-int8 here", sites=("nowhere",))), plain)
 
     layer = net.single_transformer_blocks[0].attn
     x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 Paper: arXiv:2211.15736 (Post-training Quantization on Diffusion Models), section 3.3
 Shapes: any linear layer or 2D convolution; products in 8 bits where the network is in float32 on a processor
 Units and ranges: mean 0..1 and spread above 0, shares of the run, 0 its clean end; smallest 0 and up
-Cost: one pass less over each layer's input than int8; memory of the layers falls to a quarter
+Cost: one pass less over each layer's input than int8; files fall to a quarter, and on a processor a second form is held
 Neutral: smallest above every layer
 Errors: ValueError outside these ranges, or without `seen`
 Differs: steps are weighted by the density of the paper's normal distribution instead of drawn from it; the scale with

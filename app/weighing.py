@@ -38,7 +38,7 @@ class Weights(NamedTuple):
 
     total: int = 0
     staying: int = 0
-    """Of the parts that are never offloaded."""
+    """Of the parts that are never offloaded, and what is in no tensor of a layer."""
     largest: int = 0
     """The largest layer of those that are: no less can be held."""
     saved: int = 0
@@ -61,17 +61,17 @@ def weighed(model: Model, before: Weights) -> Weights:
     saved = _saved(model.denoise.net)
     for name, net in {id(part.net): (name, part.net) for name, part in model.parts.items()}.values():
         seen: set[int] = set()
-        own = 0
+        own = beside = 0
         for layer in net.modules():
             mine = 0
             for tensor in _tensors(layer):
                 mine += tensor.numel() * tensor.itemsize if id(tensor) not in seen else 0
                 seen.add(id(tensor))
-            mine += untold(layer)
+            beside += untold(layer)
             own += mine
             largest = largest if name in STAYS else max(largest, mine)
-        total += own
-        staying += own if name in STAYS else 0
+        total += own + beside
+        staying += beside + (own if name in STAYS else 0)
     return Weights(total, staying, largest, saved)
 
 

@@ -11,10 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+MOST = 64
+"""Pictures; what a network of clips lays along the first axis, as all pixels of all frames, goes at once."""
+
 
 def one_by_one(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """layer(x) for x [B,...]."""
-    if len(x) == 1 or x.device.type == "cuda":
+    if x.ndim < 2 or not 1 < len(x) <= MOST or x.device.type not in ("cpu", "meta"):
         return layer(x)
     return torch.cat([layer(one) for one in x.split(1)])
 

@@ -106,11 +106,7 @@ def _layer(layer: nn.Linear | nn.Conv2d, product: Matrix | Tiled | PackedLinear 
 def untold(layer: nn.Module) -> int:
     """Bytes of weights that are in no tensor of a layer: in oneDNN's order, or a second form of packed ones."""
     if isinstance(layer, QuantLinear | QuantConv2d):
-        second = (
-            layer.weight.device.type == "cpu"
-            and layer.activation is not None
-            and layer.bytewise() is not None
-        )
+        second = layer.weight.device.type == "cpu" and layer.fits_bytes(layer.activation)
         return layer.rows * layer.count if second else 0
     packed = isinstance(layer, Int8Linear | Int8Conv2d) and isinstance(
         layer.product, PackedLinear | PackedConv

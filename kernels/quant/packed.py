@@ -25,6 +25,7 @@ from .activations import Activation
 from .bytewise import Bytewise
 from .formats import Format, size_of, spec_of
 from .int8 import Scale, Weight, available, geometry_of
+from .integers import DualGrained, PerChannel
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
 
@@ -87,10 +88,14 @@ class _Packed(nn.Module):
     def widened(self) -> Bytewise | None:
         """The same, made anew; an input that is not rounded so far is then rounded to 8 bits as it comes."""
         a = Activation(8) if self.activation is None else self.activation
-        if a.bits != 8 or a.group or available() is not None or self.held("outlier_values") is not None:
-            return None
-        weight = self.form.widened(self.tensors(), self.count)
+        weight = self.form.widened(self.tensors(), self.count) if self.fits_bytes(a) else None
         return None if weight is None else self._multiplied(weight, a.scale)
+
+    def fits_bytes(self, a: Activation | None) -> bool:
+        """Whether there is such a product for inputs that are rounded so. Reads no weights, which may be away."""
+        if a is None or a.bits != 8 or a.group or self.held("outlier_values") is not None:
+            return False
+        return isinstance(self.form, PerChannel | DualGrained) and available() is None
 
     def bare(self) -> bool:
         """Whether nothing lies beside the weight."""

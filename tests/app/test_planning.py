@@ -24,7 +24,10 @@ from sfumato.app.room import Room, room
 from sfumato.app.shelf import Shelf
 from sfumato.app.weighing import Weights, weigh
 from sfumato.kernels.quant.int8 import available as int8
+from sfumato.pipelines.converts.dgq import Dgq
 from sfumato.pipelines.errors import BadInput
+from sfumato.pipelines.loading import find_model
+from sfumato.pipelines.quantised import quantise
 
 SMALL = Weights(total=10**6, staying=10**5, largest=10**4)
 
@@ -148,6 +151,23 @@ def test_8_bits_are_left_out_where_they_are_refused(given: dict[str, Any]) -> No
     took, told = before_opening(on_device(request(memory=0.3)), weights, now)
     # a network is converted with all its weights in memory, and in 8 bits they are too much too
     assert not took.techniques and took.offload and told == (planning.OFFLOAD.told,)
+
+
+@pytest.mark.skipif(int8() is not None, reason=str(int8()))
+def test_a_packed_network_whose_weights_rest_is_weighed_without_them(sfumato: Any, tmp_path: Path) -> None:
+    """The second form, in 8 bits, is made as a layer is called, and counts as what stays. Files in half precision."""
+    packed, ask = (
+        tmp_path / "packed",
+        ("generate", "a red cube", "--size", "64x64", "--steps", "2", "--seed", "1"),
+    )
+    quantise(find_model("still-life-unet"), packed, {"unet": Dgq()}, said={"unet": ""})
+    assert sfumato(*ask, "-m", packed, "-o", "plain.png").code == 0
+    said = sfumato(*ask, "-m", packed, "-o", "held.png", "--offload", "0.004")
+    assert said.code == 0, said.err
+    assert open_image(Path("held.png")).tobytes() == open_image(Path("plain.png")).tobytes()
+    _, model, found = settled(model=str(packed), width=64, height=64)
+    vae = sum(t.nbytes for t in (*model.codec.vae.parameters(), *model.codec.vae.buffers()))
+    assert found.staying > vae
 
 
 def test_a_network_is_converted_only_where_all_its_weights_fit(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import original_names as original
 import pytest
+import tiny_families
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
@@ -113,35 +114,7 @@ def sdxl(home: Path) -> tuple[Path, Path]:
 
 
 def sd3(home: Path) -> tuple[Path, Path]:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-
-    torch.manual_seed(0)
-    net = SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=16,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=72,
-        caption_projection_dim=16,
-        pooled_projection_dim=56,
-        out_channels=16,
-        pos_embed_max_size=16,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-    )
-    parts = {
-        "transformer": tiny_models.stirred(net),
-        "vae": tiny_models.vae(AutoencoderKL),
-        "text_encoder": projecting(24, 24),
-        "text_encoder_2": projecting(32, 32),
-        "text_encoder_3": tiny_models.t5(72),
-        "tokenizer": tiny_models.tokenizer(77),
-        "tokenizer_2": tiny_models.tokenizer(77),
-        "tokenizer_3": tiny_models.t5_tokenizer(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-    }
-    folder = tiny_models.save(home / "sd3", "StableDiffusion3Pipeline", parts)
+    folder = tiny_families.sd3(home / "sd3")
     return folder, original.save(
         home / "v3.safetensors",
         original.under(original.LDM, original.sd3(original.weights(folder, "transformer"))),
